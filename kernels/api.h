@@ -1,0 +1,193 @@
+/* The whole ABI of qlora's CUDA kernels: one launcher per op of model/ops, plain C types only.
+ *
+ * Conventions
+ *   - Device addresses are qk_ptr (an integer, so that Go never sees a pointer it must not keep).
+ *     0 means "not given" where a contract says optional.
+ *   - Arguments stand in the order outputs, saved, inputs, dimensions, stream, variant, as in model/ops.
+ *   - Tensors are row-major, 256-byte aligned; activations and frozen weights bf16; LoRA factors, their
+ *     gradients, statistics (rho, lse, nll) and the optimizer float32; ids, positions and segments int32.
+ *   - A launcher checks what C alone can know (device, alignment, limits), launches on the stream, and
+ *     returns a qk_status; shapes were checked in Go. It never allocates, synchronises, prints or exits.
+ *   - variant: 0 chooses by a static table, 1 the sm_80 kernels, 2 the sm_90a kernels.
+ *   - Every kernel is bitwise repeatable: sums in a fixed order, no float atomics.
+ *
+ * Letters: T tokens, S segments, C hidden, H query heads, Hk key/value heads, D head size, F feed-forward,
+ * V vocabulary rows, N label rows, R LoRA rank (a module's), Rt ranks of a fused weight's modules together.
+ */
+#ifndef QLORA_KERNELS_API_H
+#define QLORA_KERNELS_API_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef uintptr_t qk_ptr;    /* device address */
+typedef uintptr_t qk_stream; /* CUstream / cudaStream_t */
+
+typedef enum qk_status {
+  QK_OK = 0,
+  QK_BAD_ARGUMENT = 1, /* a limit of the kernel: dimension, alignment, rank */
+  QK_NO_VARIANT = 2,   /* the variant asked for is not built in or not for this card */
+  QK_LAUNCH_FAILED = 3 /* see qk_last_error */
+} qk_status;
+
+/* Text of the last failure of this thread: launcher, argument, CUDA error. */
+const char *qk_last_error(void);
+/* Architectures built in, for doctor: "sm_80 sm_90a". */
+const char *qk_architectures(void);
+
+/* One packed row in device memory: model/ops Batch. */
+typedef struct qk_batch {
+  qk_ptr header;    /* int32 (8): T, S, N, seed, step, bits of the loss scale */
+  qk_ptr ids;       /* int32 (T) */
+  qk_ptr pos;       /* int32 (T) */
+  qk_ptr sample;    /* int32 (T) */
+  qk_ptr seg_start; /* int32 (S+1) */
+  qk_ptr rows;      /* int32 (N) */
+  qk_ptr targets;   /* int32 (N) */
+  int32_t T, S, N;
+  uint32_t seed, step;
+} qk_batch;
+
+enum { QK_MAX_MODULES = 3 }; /* q, k, v */
+
+/* One module of a LoRA: model/ops Module. Rows and columns are those in the fused weight and in u. */
+typedef struct qk_module {
+  int32_t rank, col;      /* R; first column in u and du */
+  int32_t row, rows;      /* first output row of its part, rows of the part */
+  float scale;            /* s */
+  uint32_t threshold;     /* dropout: 16-bit lanes below it are dropped; 0 keeps all */
+  uint32_t stream;        /* module number in the dropout counter */
+  qk_ptr a, b, da, db;    /* float32 (R,in), (rows,R) and gradients */
+} qk_module;
+
+/* The adapters on one fused weight. pack_a: bf16 (Rt,in). pack_b: bf16 (out,Rt), block diagonal, in the
+ * weight's own row order: the K tail of the product. */
+typedef struct qk_lora {
+  int32_t n, rank; /* modules; Rt */
+  int32_t in, out;
+  qk_ptr pack_a, pack_b;
+  qk_module m[QK_MAX_MODULES];
+} qk_lora;
+
+typedef struct qk_heads {
+  int32_t H, Hk, D;
+} qk_heads;
+
+/* ---- forward ------------------------------------------------------------------------------------ */
+
+/* x (T,C) = table[ids]; table bf16 (V,C). */
+qk_status qk_embed(qk_ptr x, qk_ptr table, const qk_batch *b, int32_t C, qk_stream s);
+
+/* rho (T) = 1/sqrt(mean(x^2)+eps), xn (T,C) = x*rho*w, u (T,Rt) bf16 = s*dropout(xn)*A'. rho, u, l optional. */
+qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, qk_ptr w, float eps, const qk_lora *l,
+                         const qk_batch *b, int32_t C, qk_stream s, int32_t variant);
+
+/* y (M,N) = x (M,K) * W' + bias + u (M,Rt) * pack_b' + residual. W bf16 (N,K); bias float32 (N), u, l,
+ * residual (M,N) optional; residual may be y. kind 1 (QKV) with cos, sin float32 (P,D/2): rope on q and k, last.
+ * Limits: K % 8 == 0, Rt <= 192. */
+qk_status qk_linear_fwd(qk_ptr y, qk_ptr x, qk_ptr w, qk_ptr bias, qk_ptr u, const qk_lora *l, qk_ptr residual,
+                        qk_ptr cos, qk_ptr sin, qk_heads h, const qk_batch *b, int32_t M, int32_t N, int32_t K,
+                        qk_stream s, int32_t variant);
+
+/* dx (M,K) = dy (M,N) * W: plain. W is the forward's, read untransposed. Limits: K % 8 == 0, N % 8 == 0. */
+qk_status qk_linear_bwd(qk_ptr dx, qk_ptr dy, qk_ptr w, int32_t M, int32_t N, int32_t K, qk_stream s,
+                        int32_t variant);
+
+/* o (T,H*D), lse (H,T) float32 (optional), u (T,Rt) of o's reader (optional) from qkv (T,(H+2Hk)*D): causal in
+ * each segment, scores scaled by 1/sqrt(D). Limits: D 64 or 128, H % Hk == 0. */
+qk_status qk_attention_fwd(qk_ptr o, qk_ptr lse, qk_ptr u, qk_ptr qkv, qk_heads h, const qk_lora *l,
+                           const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+
+/* act (T,F) = silu(gate)*up of gateup (T,2F) in its own layout, u (T,Rt) of act's reader (optional). */
+qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk_lora *l, const qk_batch *b, int32_t F,
+                        qk_stream s);
+
+/* ---- backward ----------------------------------------------------------------------------------- */
+
+/* dx (T,C) = dres + norm'(dxn + sum mask*(du*A)); du_out (T,Rt of out) = s*dx*B. dres may be dx or absent; in,
+ * du and out, du_out optional. */
+qk_status qk_rmsnorm_bwd(qk_ptr dx, qk_ptr du_out, qk_ptr dres, qk_ptr dxn, qk_ptr du, qk_ptr x, qk_ptr rho,
+                         qk_ptr w, const qk_lora *in, const qk_lora *out, const qk_batch *b, int32_t C, qk_stream s);
+
+/* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). */
+qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
+                           qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
+                           const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+
+/* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. */
+qk_status qk_swiglu_bwd(qk_ptr gateup, qk_ptr du_gu, qk_ptr dact, qk_ptr du_down, qk_ptr u_gu, const qk_lora *down,
+                        const qk_lora *gu, const qk_batch *b, int32_t F, qk_ptr work, int64_t work_bytes,
+                        qk_stream s);
+
+typedef struct qk_grad_job {
+  const qk_lora *l;
+  int32_t side;    /* 0: dA += du'*dropout(wide); 1: dB += wide'*low */
+  qk_ptr wide, low;
+} qk_grad_job;
+
+/* Adds to dA or dB of each job, tokens in fixed blocks of 256 summed in index order. One launch. */
+qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk_ptr work, int64_t work_bytes,
+                       qk_stream s);
+
+/* bf16 pack_a, pack_b of a LoRA from float32 a, b. kind, h: the row order of the weight. */
+qk_status qk_lora_pack(const qk_lora *l, int32_t kind, qk_heads h, qk_stream s);
+
+/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). */
+qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C,
+                       int32_t V, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+
+/* norm (2) float32: the L2 norm of grads (n), and how many of them are not finite. */
+qk_status qk_grad_norm(qk_ptr norm, qk_ptr grads, int64_t n, qk_ptr work, int64_t work_bytes, qk_stream s);
+
+typedef struct qk_adamw_group {
+  int64_t len;
+  double lr, weight_decay;
+} qk_adamw_group;
+
+/* One AdamW step; nothing is written where norm[0] is not finite. */
+qk_status qk_adamw(qk_ptr params, qk_ptr m, qk_ptr v, qk_ptr grads, qk_ptr norm, int64_t n,
+                   const qk_adamw_group *groups, int32_t n_groups, int32_t step, float beta1, float beta2, float eps,
+                   float max_norm, qk_stream s);
+
+/* ---- inference ---------------------------------------------------------------------------------- */
+
+/* logits (N,V) float32 of the batch's rows of xn. */
+qk_status qk_logits(qk_ptr logits, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C, int32_t V, qk_ptr work,
+                    int64_t work_bytes, qk_stream s, int32_t variant);
+
+/* kl (N) float32 = KL(softmax(base*W') || softmax(tuned*W')) in nats. */
+qk_status qk_kl(qk_ptr kl, qk_ptr base, qk_ptr tuned, qk_ptr head, const qk_batch *b, int32_t C, int32_t V,
+                qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+
+/* k, v of each token to (sample, pos) of the cache (sequences, cap, Hk*D). */
+qk_status qk_store_kv(qk_ptr k, qk_ptr v, qk_ptr qkv, qk_heads h, int32_t cap, const qk_batch *b, qk_stream s);
+
+/* Each token attends to cached positions 0..pos of its sequence. */
+qk_status qk_decode_attention(qk_ptr o, qk_ptr u, qk_ptr qkv, qk_ptr k, qk_ptr v, qk_heads h, int32_t cap,
+                              const qk_lora *l, const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s);
+
+typedef struct qk_sampling {
+  double temperature, top_p, repetition_penalty;
+  int32_t top_k, limit;
+  uint32_t seed, step;
+} qk_sampling;
+
+/* next (n) int32 from logits (n,V). context int32 (n,context_cap), context_len (n), sequence (n). */
+qk_status qk_sample(qk_ptr next, qk_ptr logits, qk_ptr context, qk_ptr context_len, qk_ptr sequence,
+                    const qk_sampling *a, int32_t n, int32_t V, int32_t context_cap, qk_ptr work, int64_t work_bytes,
+                    qk_stream s);
+
+/* bitsandbytes' NF4, blocks of 64; absmax uint8 with nested, offset, or float32 with nested = offset = 0. */
+qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, qk_ptr src, int64_t n, qk_ptr work,
+                       int64_t work_bytes, qk_stream s);
+qk_status qk_nf4_dequant(qk_ptr dst, qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, int64_t n,
+                         qk_stream s);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,86 @@
+package ops
+
+// WeightKind says what a fused frozen weight is made of, so that a backend can choose its own
+// layout. Its parts are stacked along the output axis, in this order.
+type WeightKind uint8
+
+const (
+	Plain  WeightKind = iota // one part: o, down, head, embedding table
+	QKV                      // q (H·D), k (Hk·D), v (Hk·D); a backend may permute rows of q and k so that rope pairs lie side by side
+	GateUp                   // gate (F), up (F); a backend may interleave them
+)
+
+// Source streams one part of a weight from wherever it is stored: Rows x Cols in DType, read
+// rows at a time in any order.
+type Source struct {
+	Name       string
+	Rows, Cols int
+	DType      DType // F32 or BF16: what Read fills dst with
+	Read       func(dst []byte, row, n int) error
+}
+
+// WeightSpec describes a weight before it is loaded.
+type WeightSpec struct {
+	Name    string
+	Kind    WeightKind
+	DType   DType // storage: F32 or BF16
+	Parts   []int // output rows of each part
+	Cols    int
+	HeadDim int  // D, for QKV
+	Bias    bool // every output row has a bias, kept in float32
+	Back    bool // LinearBack will be asked for: a training run
+}
+
+// Rows is the output rows of all parts.
+func (s WeightSpec) Rows() int {
+	n := 0
+	for _, p := range s.Parts {
+		n += p
+	}
+	return n
+}
+
+// Weight is a frozen matrix (Rows, Cols), and its bias, in a layout of the backend's own.
+// Outputs of a product with it (qkv, gateup) are laid out to match: only ops of the same
+// backend read them.
+type Weight interface {
+	Spec() WeightSpec
+	Bytes() int64
+}
+
+// Module is the LoRA pair of one part of a weight.
+type Module struct {
+	Part   int     // which part of the weight it adapts
+	Rank   int     // R
+	Scale  float32 // s
+	Drop   float32 // dropout probability on the module's own copy of its input
+	Stream uint32  // the module's number in the dropout counter: unique in the model
+	A, B   Tensor  // float32 (R,in), (out,R): views of the flat parameters
+	DA, DB Tensor  // their gradients, views of the flat gradients; Nil outside training
+}
+
+// LoRA is the adapters on one weight: some of its parts have a module, in part order. u and du
+// of the weight are (T, Rank): the modules' columns side by side.
+type LoRA struct {
+	Modules []Module
+	Rank    int    // sum of the modules' ranks
+	Pack    Tensor // the backend's own form of A and B (LoRAPackBytes), written by PackLoRA
+}
+
+// Col is the first column of module i in u and du.
+func (l *LoRA) Col(i int) int {
+	c := 0
+	for _, m := range l.Modules[:i] {
+		c += m.Rank
+	}
+	return c
+}
+
+// Row is the first output row of module i's part in the fused weight.
+func (l *LoRA) Row(i int, parts []int) int {
+	r := 0
+	for _, p := range parts[:l.Modules[i].Part] {
+		r += p
+	}
+	return r
+}
