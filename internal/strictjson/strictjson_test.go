@@ -1,0 +1,129 @@
+package strictjson
+
+import (
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+type target struct {
+	Size  int               `json:"hidden_size"`
+	Pair  [2]int            `json:"pair"`
+	List  []inner           `json:"list"`
+	Sub   *inner            `json:"sub"`
+	Named map[string]inner  `json:"named"`
+	Raw   json.RawMessage   `json:"raw"`
+	Text  map[string]string `json:"text"`
+}
+
+type inner struct {
+	Name string `json:"name"`
+}
+
+func TestUnmarshal(t *testing.T) {
+	const doc = ` {"hidden_size": 3, "pair":[1 ,2], "list":[{"name":"a\"}"},{}], "sub":{"name":"é"},
+		"named":{"NAME":{"name":"n"},"name":{"name":"m"}}, "raw":{"A":1,"a":2}, "Unknown":[[],{}], "text":{"k":"v"}} ` + "\n"
+	var got target
+	if err := Unmarshal([]byte(doc), 1000, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := target{Size: 3, Pair: [2]int{1, 2}, List: []inner{{`a"}`}, {}}, Sub: &inner{"é"},
+		Named: map[string]inner{"NAME": {"n"}, "name": {"m"}}, Raw: json.RawMessage(`{"A":1,"a":2}`),
+		Text: map[string]string{"k": "v"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestUnmarshalRefuses(t *testing.T) {
+	deep := func(n int) string { return strings.Repeat("[", n) + strings.Repeat("]", n) }
+	cases := []struct {
+		name, doc string
+		offset    int64
+		msg       string
+	}{
+		{"empty", ``, 0, "unexpected end"},
+		{"cut", `{"hidden_size":`, 15, "unexpected end"},
+		{"trailing", `{} {}`, 4, "after top-level value"},
+		{"null document", ` null`, 1, "is null"},
+		{"invalid UTF-8", "{\"a\":\"\xff\"}", 6, "invalid UTF-8"},
+		{"over the limit", `{"a":"` + strings.Repeat("x", 2000) + `"}`, 1000, "limit of 1000"},
+		{"key twice", `{"a":1,"b":2,"a":3}`, 13, `"a" occurs twice`},
+		{"key twice, escaped", `{"a":1,"\u0061":3}`, 7, `"a" occurs twice`},
+		{"key twice inside", `{"raw":[{"q":1,"q":1}]}`, 15, `"q" occurs twice`},
+		{"wrong case", `{"HIDDEN_SIZE":3}`, 1, `must be spelled "hidden_size"`},
+		{"wrong case inside", `{"list":[{"Name":"x"}]}`, 10, `must be spelled "name"`},
+		{"wrong case in a map's struct", `{"named":{"x":{"Name":"x"}}}`, 15, `must be spelled "name"`},
+		{"short array", `{"pair":[]}`, 8, "a list of 0 where 2 belong"},
+		{"long array", `{"pair":[1,2,3]}`, 8, "a list of 3 where 2 belong"},
+		{"depth 65", deep(65), 64, "deeper than 64"},
+		{"depth 10001", deep(10001)[:900] + deep(10001)[20002-100:], 1000, "unexpected end"},
+		{"wrong kind", `{"hidden_size":"3"}`, 18, "hidden_size: a JSON string where a int belongs"},
+		{"fraction", `{"hidden_size":1e3}`, 18, "number 1e3"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var v any = &target{}
+			if strings.HasPrefix(c.doc, "[") {
+				v = new(any)
+			}
+			err := Unmarshal([]byte(c.doc), 1000, v)
+			var e *Error
+			if !errors.As(err, &e) {
+				t.Fatalf("got %v, want an *Error", err)
+			}
+			if e.Offset != c.offset || !strings.Contains(e.Msg, c.msg) {
+				t.Errorf("got byte %d %q, want byte %d %q", e.Offset, e.Msg, c.offset, c.msg)
+			}
+		})
+	}
+	if err := Unmarshal([]byte(deep(64)), 1000, new(any)); err != nil {
+		t.Errorf("depth 64: %v", err)
+	}
+	if err := Unmarshal([]byte(deep(10001)), 1<<20, new(any)); err == nil {
+		t.Error("depth 10001 is accepted")
+	}
+}
+
+func TestMembers(t *testing.T) {
+	doc := []byte(`{ "b" : {"x":[1]} , "a\n":7}`)
+	got, err := Members(doc, 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Member{{"b", json.RawMessage(`{"x":[1]}`), 8}, {"a\n", json.RawMessage(`7`), 26}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for _, bad := range []string{`[]`, `3`, `null`, `{"a":1,"a":1}`} {
+		if _, err := Members([]byte(bad), 100); err == nil {
+			t.Errorf("%s is accepted", bad)
+		}
+	}
+}
+
+func FuzzUnmarshal(f *testing.F) {
+	f.Add([]byte(`{"hidden_size":3,"pair":[1,2],"list":[{"name":"\u00e9"}]}`))
+	f.Add([]byte(`{"a":{"a":[null,true,-1.5e3,"\\"]},"A":{}}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if Unmarshal(data, 1<<20, &target{}) == nil && !json.Valid(data) {
+			t.Error("invalid JSON is accepted")
+		}
+		members, err := Members(data, 1<<20)
+		if err != nil {
+			return
+		}
+		whole := make(map[string]json.RawMessage)
+		if err := json.Unmarshal(data, &whole); err != nil || len(whole) != len(members) {
+			t.Fatalf("%d members, encoding/json has %d, %v", len(members), len(whole), err)
+		}
+		for _, m := range members {
+			if string(whole[m.Key]) != string(m.Value) {
+				t.Errorf("%q: %q, encoding/json has %q", m.Key, m.Value, whole[m.Key])
+			}
+		}
+	})
+}

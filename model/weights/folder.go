@@ -1,0 +1,125 @@
+package weights
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// A folder is a model's folder, whose files are opened through an os.Root: no
+// name and no link leads out of it. The root of a snapshot in the Hugging Face
+// cache is the cache's folder of that model, as its files are links into
+// ../../blobs.
+type folder struct {
+	dir    string // as the user knows it
+	root   *os.Root
+	prefix string // of dir in root
+}
+
+func newFolder(dir string) (*folder, error) {
+	top, prefix := dir, "."
+	if abs, err := filepath.Abs(dir); err == nil {
+		snapshots := filepath.Dir(abs)
+		repo := filepath.Dir(snapshots)
+		if filepath.Base(snapshots) == "snapshots" && strings.HasPrefix(filepath.Base(repo), "models--") {
+			top, prefix = repo, filepath.Join("snapshots", filepath.Base(abs))
+		}
+	}
+	root, err := os.OpenRoot(top)
+	if err != nil {
+		return nil, err
+	}
+	return &folder{dir: dir, root: root, prefix: prefix}, nil
+}
+
+func (f *folder) path(name string) string { return filepath.Join(f.dir, name) }
+
+// has reports whether name exists, be it as a link that may not be followed:
+// opening it then says so.
+func (f *folder) has(name string) bool {
+	_, err := f.root.Lstat(filepath.Join(f.prefix, name))
+	return err == nil
+}
+
+// open opens a regular file of the folder by its plain name.
+func (f *folder) open(name string) (*os.File, error) {
+	if err := checkBaseName(name); err != nil {
+		return nil, fmt.Errorf("%s: %w", f.dir, err)
+	}
+	inRoot := filepath.Join(f.prefix, name)
+	info, err := f.root.Stat(inRoot) // before opening, which would wait on a pipe
+	if err != nil {
+		return nil, f.explain(name, err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", f.path(name))
+	}
+	file, err := f.root.Open(inRoot)
+	if err != nil {
+		return nil, f.explain(name, err)
+	}
+	return file, nil
+}
+
+func (f *folder) explain(name string, err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%s: %w (links out of a model's folder are not followed: copy the file into it)", f.path(name), path.Err)
+	}
+	if path != nil {
+		err = path.Err
+	}
+	return fmt.Errorf("%s: %w", f.path(name), err)
+}
+
+// read reads a whole file of at most limit bytes.
+func (f *folder) read(name string, limit int64) ([]byte, error) {
+	file, err := f.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", f.path(name), err)
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("%s: more than the limit of %d bytes", f.path(name), limit)
+	}
+	return data, nil
+}
+
+// notAModel explains what the folder lacks, naming the files that come near.
+func (f *folder) notAModel() error {
+	dir, err := f.root.Open(f.prefix)
+	if err != nil {
+		return f.explain(".", err)
+	}
+	defer dir.Close()
+	entries, err := dir.ReadDir(10_000)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: %w", f.dir, err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		switch filepath.Ext(name) {
+		case ".gguf":
+			return fmt.Errorf("%s: no model in safetensors files, but a GGUF: give its path, %s", f.dir, f.path(name))
+		case ".bin", ".pt", ".pth", ".pkl", ".ckpt":
+			return fmt.Errorf("%s: only safetensors and GGUF are read, and %s may be a pickle, which can run code: convert it with transformers' save_pretrained(safe_serialization=True)", f.dir, name)
+		}
+	}
+	if slices.Contains(names, "adapter_config.json") {
+		return fmt.Errorf("%s: an adapter, not a model: give it as --adapters", f.dir)
+	}
+	return fmt.Errorf("%s: not a model's folder: it needs config.json and model.safetensors or %s", f.dir, indexName)
+}

@@ -1,0 +1,222 @@
+// Package weights reads and writes model files: safetensors (single and sharded),
+// GGUF, config.json, and finds models in the caches of the Hugging Face and
+// ModelScope hubs. Model files are treated as hostile: whatever a file declares is
+// checked against its size before it is believed, no name in it leads outside the
+// model's folder, and nothing in it is run. Files are read with ReadAt, never
+// mapped: a file that shrinks while it is open gives an error, not a signal.
+package weights
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"qlora/internal/strictjson"
+)
+
+// maxSidecar bounds what ReadFile reads; a tokenizer.json of 150k tokens has 11 MB.
+const maxSidecar = 256 << 20
+
+// A Model is an opened model: its shape and its tensors under their Hugging Face
+// names. Tensors are checked against the shape when they are asked for, by the
+// code that knows what it wants. All methods but Close may be called from many
+// goroutines.
+type Model struct {
+	Config     Config
+	Generation *GenerationConfig // nil when the model has none
+	Dir        string            // the folder the model lies in
+	File       string            // the .gguf file; empty for a folder
+	HubID      string            // org/name on the hub; empty when unknown
+
+	tensors map[string]*Tensor
+	folder  *folder // nil for a .gguf file
+	closers []io.Closer
+}
+
+// Open opens the model that spec names: a folder in the Hugging Face layout, a
+// .gguf file, or a hub id (org/name) that lies in the local cache of Hugging Face
+// or ModelScope. Nothing is downloaded. The error of a spec that is none of these
+// says where it was looked for and how to get the model.
+func Open(spec string) (*Model, error) {
+	info, err := os.Stat(spec)
+	switch {
+	case err == nil && info.IsDir():
+		return openFolder(spec, "")
+	case err == nil:
+		return nil, fmt.Errorf("%s: neither a folder nor a .gguf file", spec)
+	}
+	return nil, err
+}
+
+// openFolder opens a model in the Hugging Face layout.
+func openFolder(dir, hubID string) (*Model, error) {
+	folder, err := newFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{Dir: dir, HubID: hubID, folder: folder, closers: []io.Closer{folder.root}}
+	if err := m.load(); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+func (m *Model) load() error {
+	if !m.folder.has("config.json") {
+		return m.folder.notAModel()
+	}
+	data, err := m.folder.read("config.json", maxConfig)
+	if err != nil {
+		return err
+	}
+	if m.Config, err = ParseConfig(data, m.folder.path("config.json")); err != nil {
+		return err
+	}
+	if m.folder.has("generation_config.json") {
+		data, err := m.folder.read("generation_config.json", maxConfig)
+		if err != nil {
+			return err
+		}
+		g, err := ParseGenerationConfig(data, m.folder.path("generation_config.json"))
+		if err != nil {
+			return err
+		}
+		m.Generation = &g
+	}
+	switch {
+	case m.folder.has("model.safetensors"):
+		f, err := m.openShard("model.safetensors")
+		if err != nil {
+			return err
+		}
+		m.tensors = f.tensors
+		return nil
+	case m.folder.has(indexName):
+		return m.loadShards()
+	}
+	return m.folder.notAModel()
+}
+
+func (m *Model) openShard(name string) (*File, error) {
+	f, err := m.folder.open(name)
+	if err != nil {
+		return nil, err
+	}
+	file, err := openSafetensors(f, m.folder.path(name))
+	if err != nil {
+		return nil, err
+	}
+	m.closers = append(m.closers, file)
+	return file, nil
+}
+
+// indexName is the file that says which shard holds which tensor.
+const indexName = "model.safetensors.index.json"
+
+// shardIndex is the content of indexName.
+type shardIndex struct {
+	Metadata  map[string]any    `json:"metadata"`
+	WeightMap map[string]string `json:"weight_map"`
+}
+
+// maxIndex bounds the size of indexName; a 72B model has 0.1 MB.
+const maxIndex = 64 << 20
+
+func parseIndex(data []byte, name string) (shardIndex, error) {
+	var index shardIndex
+	if err := strictjson.Unmarshal(data, maxIndex, &index); err != nil {
+		return index, fmt.Errorf("%s: %w", name, err)
+	}
+	if len(index.WeightMap) == 0 {
+		return index, fmt.Errorf("%s: weight_map is missing or empty", name)
+	}
+	for tensor, shard := range index.WeightMap {
+		if err := checkBaseName(shard); err != nil {
+			return index, fmt.Errorf("%s: weight_map of %q: %w", name, tensor, err)
+		}
+		if !strings.HasSuffix(shard, ".safetensors") {
+			return index, fmt.Errorf("%s: weight_map of %q: %q is not a .safetensors file", name, tensor, shard)
+		}
+	}
+	return index, nil
+}
+
+// loadShards opens the shards of the index, and holds that it and they list the
+// same tensors.
+func (m *Model) loadShards() error {
+	data, err := m.folder.read(indexName, maxIndex)
+	if err != nil {
+		return err
+	}
+	index, err := parseIndex(data, m.folder.path(indexName))
+	if err != nil {
+		return err
+	}
+	m.tensors = make(map[string]*Tensor, len(index.WeightMap))
+	for _, shard := range slices.Compact(slices.Sorted(maps.Values(index.WeightMap))) {
+		f, err := m.openShard(shard)
+		if err != nil {
+			return err
+		}
+		for name, t := range f.tensors {
+			if index.WeightMap[name] != shard {
+				return fmt.Errorf("%s: holds tensor %q, which %s does not place there", f.name, name, indexName)
+			}
+			m.tensors[name] = t
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(index.WeightMap)) {
+		if m.tensors[name] == nil {
+			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.path(indexName), name, index.WeightMap[name])
+		}
+	}
+	return nil
+}
+
+// Names returns the names of the tensors, sorted.
+func (m *Model) Names() []string { return slices.Sorted(maps.Keys(m.tensors)) }
+
+// Tensor returns the tensor with a Hugging Face name, such as
+// model.layers.0.self_attn.q_proj.weight.
+func (m *Model) Tensor(name string) (*Tensor, error) {
+	if t, ok := m.tensors[name]; ok {
+		return t, nil
+	}
+	where := m.File
+	if where == "" {
+		where = m.Dir
+	}
+	return nil, fmt.Errorf("%s: the model has no tensor %q", where, name)
+}
+
+// ReadFile reads a file that lies beside the weights, such as tokenizer.json.
+// When there is none the error is fs.ErrNotExist.
+func (m *Model) ReadFile(name string) ([]byte, error) {
+	if m.folder == nil {
+		return nil, fmt.Errorf("%s: a .gguf file has no %s beside it: %w", m.File, name, os.ErrNotExist)
+	}
+	return m.folder.read(name, maxSidecar)
+}
+
+// Close closes the files of the model; its tensors cannot be read afterwards.
+func (m *Model) Close() error {
+	var errs []error
+	for _, c := range m.closers {
+		errs = append(errs, c.Close())
+	}
+	m.closers = nil
+	return errors.Join(errs...)
+}
+
+// checkBaseName refuses every name that is not a plain file name of its folder.
+func checkBaseName(name string) error {
+	if !filepath.IsLocal(name) || strings.ContainsAny(name, "/\\:\x00") || name == "." {
+		return fmt.Errorf("%q is not a plain file name", name)
+	}
+	return nil
+}
