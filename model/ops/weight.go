@@ -10,13 +10,28 @@ const (
 	GateUp                   // gate (F), up (F); a backend may interleave them
 )
 
-// Source streams one part of a weight from wherever it is stored: Rows x Cols in DType, read
-// rows at a time in any order.
+// Slot names the four frozen weights of a decoder layer.
+type Slot uint8
+
+const (
+	SlotQKV Slot = iota
+	SlotO
+	SlotGateUp
+	SlotDown
+	Slots // their number
+)
+
+func (s Slot) String() string { return [...]string{"qkv", "o", "gateup", "down"}[s] }
+
+// Source streams one part of a weight from wherever it is stored: Rows x Cols, n rows at a
+// time from row on, in any order.
 type Source struct {
 	Name       string
 	Rows, Cols int
-	DType      DType // F32 or BF16: what Read fills dst with
-	Read       func(dst []byte, row, n int) error
+	ReadF32    func(dst []float32, row, n int) error
+	// ReadBF16 gives the stored bytes where the source is bfloat16 already, and is nil elsewhere: the
+	// short way to a card.
+	ReadBF16 func(dst []byte, row, n int) error
 }
 
 // WeightSpec describes a weight before it is loaded.
@@ -62,6 +77,7 @@ type Module struct {
 // LoRA is the adapters on one weight: some of its parts have a module, in part order. u and du
 // of the weight are (T, Rank): the modules' columns side by side.
 type LoRA struct {
+	Weight  WeightSpec // the weight adapted: its parts place each module's rows, its kind and head size their layout
 	Modules []Module
 	Rank    int    // sum of the modules' ranks
 	Pack    Tensor // the backend's own form of A and B (LoRAPackBytes), written by PackLoRA

@@ -1,0 +1,133 @@
+package lora
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+
+	"qlora/model/ops"
+	"qlora/model/weights"
+)
+
+// Set is the adapters of one model: their places in the flat parameters, and the ops.LoRA of every
+// frozen weight that has any.
+type Set struct {
+	Config  Config
+	modules []module
+	weights [][ops.Slots]*ops.LoRA // of each layer
+	n       int
+}
+
+// module is one adapted linear layer. Its A and B lie one behind the other in the flat parameters.
+type module struct {
+	name          string // "model.layers.0.self_attn.q_proj"
+	in, out, rank int
+	a, b          int // offsets of A (R,in) and B (out,R)
+
+	layer int
+	slot  ops.Slot
+	index int // among the modules of its weight
+}
+
+// New lays out the adapters that c asks for on a base.
+func New(base weights.Config, c Config) (*Set, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	match, err := c.matcher()
+	if err != nil {
+		return nil, err
+	}
+	s := &Set{Config: c, weights: make([][ops.Slots]*ops.LoRA, base.NumHiddenLayers)}
+	for layer := range base.NumHiddenLayers {
+		for i, l := range linears {
+			name := fmt.Sprintf("model.layers.%d.%s%s", layer, l.path, l.name)
+			if !match(name) {
+				continue
+			}
+			if err := s.add(base, name, layer, l, uint32(layer*len(linears)+i)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if len(s.modules) == 0 {
+		return nil, fmt.Errorf("lora: --target_regex %q matches no module; names look like model.layers.0.self_attn.q_proj", c.TargetRegex)
+	}
+	return s, nil
+}
+
+func (s *Set) add(base weights.Config, name string, layer int, l linear, stream uint32) error {
+	rank, scale, err := s.Config.of(name)
+	if err != nil {
+		return err
+	}
+	in, out := l.shape(base)
+	w := &s.weights[layer][l.slot]
+	if *w == nil {
+		*w = &ops.LoRA{}
+	}
+	s.modules = append(s.modules, module{name: name, in: in, out: out, rank: rank, a: s.n, b: s.n + rank*in,
+		layer: layer, slot: l.slot, index: len((*w).Modules)})
+	s.n += rank * (in + out)
+	(*w).Modules = append((*w).Modules, ops.Module{Part: l.part, Rank: rank, Scale: scale, Drop: float32(s.Config.Dropout), Stream: stream})
+	(*w).Rank += rank
+	return nil
+}
+
+// Len is the number of parameters.
+func (s *Set) Len() int { return s.n }
+
+// Modules is the number of adapted linear layers.
+func (s *Set) Modules() int { return len(s.modules) }
+
+// At is the adapters on one weight of a layer, nil where there are none.
+func (s *Set) At(layer int, slot ops.Slot) *ops.LoRA { return s.weights[layer][slot] }
+
+// Bind points the modules into the flat tensors. grads is Nil outside training.
+func (s *Set) Bind(params, grads ops.Tensor) {
+	for _, m := range s.modules {
+		o := &s.weights[m.layer][m.slot].Modules[m.index]
+		o.A, o.B = params.Slice(m.name+".A", m.a, m.rank, m.in), params.Slice(m.name+".B", m.b, m.out, m.rank)
+		if !grads.Nil() {
+			o.DA, o.DB = grads.Slice(m.name+".dA", m.a, m.rank, m.in), grads.Slice(m.name+".dB", m.b, m.out, m.rank)
+		}
+	}
+}
+
+// Init makes the parameters training starts from, as PEFT does: A uniform within ±1/sqrt(in)
+// (Kaiming with a = sqrt 5), B zero. A module's numbers depend on the seed and its name's place in the
+// model alone, not on which other modules are adapted.
+func (s *Set) Init(seed uint64) []float32 {
+	params := make([]float32, s.n)
+	for _, m := range s.modules {
+		rng := rand.New(rand.NewPCG(seed, uint64(s.weights[m.layer][m.slot].Modules[m.index].Stream)))
+		bound := 1 / math.Sqrt(float64(m.in))
+		for i := range m.rank * m.in {
+			params[m.a+i] = float32((2*rng.Float64() - 1) * bound)
+		}
+	}
+	return params
+}
+
+// Groups are the learning-rate groups of the flat parameters: one for all, or, with a LoRA+ ratio
+// (Hayou et al., 2024) other than 1, B's rate ratio times A's.
+func (s *Set) Groups(lr, weightDecay, ratio float64) []ops.LRGroup {
+	if ratio == 1 {
+		return []ops.LRGroup{{Len: s.n, LR: lr, WeightDecay: weightDecay}}
+	}
+	groups := make([]ops.LRGroup, 0, 2*len(s.modules))
+	for _, m := range s.modules {
+		groups = append(groups, ops.LRGroup{Len: m.rank * m.in, LR: lr, WeightDecay: weightDecay},
+			ops.LRGroup{Len: m.out * m.rank, LR: lr * ratio, WeightDecay: weightDecay})
+	}
+	return groups
+}
+
+// Named calls f with the name, shape and place of every factor, as PEFT names them, in the order of the
+// flat parameters. It also names gradients and optimizer moments, which share the layout.
+func (s *Set) Named(f func(name string, rows, cols, offset int)) {
+	for _, m := range s.modules {
+		f("base_model.model."+m.name+".lora_A.weight", m.rank, m.in, m.a)
+		f("base_model.model."+m.name+".lora_B.weight", m.out, m.rank, m.b)
+	}
+}

@@ -1,0 +1,71 @@
+package qwen2
+
+import "qlora/model/ops"
+
+// Backward adds the gradients of the batch's loss to Grads, after Forward, and writes NLL and
+// Hit. Frozen weights have no gradient, and below the first layer's adapters nothing is computed.
+func (m *Model) Backward() {
+	t := &m.temp
+	last := len(m.layers) - 1
+	m.loss(m.rows(t.dxn))
+	m.b.RMSNormBack(m.rows(t.dx), m.at(last).du[ops.SlotDown], ops.Tensor{}, m.rows(t.dxn), ops.Tensor{}, m.rows(t.out),
+		m.rows(t.rho), m.norm, nil, m.lora(last, ops.SlotDown), m.Batch)
+	for l := last; l >= 0; l-- {
+		s := m.at(l)
+		m.backwardMLP(l, s)
+		m.backwardAttention(l, s)
+	}
+}
+
+// backwardMLP turns dx, the gradient of the layer's output, into that of its middle.
+func (m *Model) backwardMLP(l int, s saved) {
+	b, w, batch := m.b, &m.layers[l], m.Batch
+	o, gateup, down := m.lora(l, ops.SlotO), m.lora(l, ops.SlotGateUp), m.lora(l, ops.SlotDown)
+	dx, dxn, xn, dact := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.xn), m.rows(m.temp.dact)
+	uDown, duDown, uGU, duGU := s.u[ops.SlotDown], s.du[ops.SlotDown], s.u[ops.SlotGateUp], s.du[ops.SlotGateUp]
+
+	b.LinearBack(dact, dx, w.down)
+	b.SwiGLUBack(s.gateup, duGU, dact, duDown, uGU, down, gateup, batch)
+	b.LinearBack(dxn, s.gateup, w.gateup)
+	b.RMSNorm(xn, ops.Tensor{}, ops.Tensor{}, s.mid, w.postNorm, float32(m.Config.RMSNormEps), nil, batch)
+	m.gradients(
+		ops.GradJob{LoRA: down, Side: ops.SideB, Wide: dx, Low: uDown},
+		ops.GradJob{LoRA: gateup, Side: ops.SideA, Wide: xn, Low: duGU})
+	b.RMSNormBack(dx, s.du[ops.SlotO], dx, dxn, duGU, s.mid, s.rhoPost, w.postNorm, gateup, o, batch)
+}
+
+// backwardAttention turns dx, the gradient of the layer's middle, into that of its input.
+func (m *Model) backwardAttention(l int, s saved) {
+	b, w, batch := m.b, &m.layers[l], m.Batch
+	qkv, o, below := m.lora(l, ops.SlotQKV), m.lora(l, ops.SlotO), m.lora(l-1, ops.SlotDown)
+	dx, dxn, xn, do, dqkv := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.xn), m.rows(m.temp.do), m.rows(m.temp.dqkv)
+	uO, duO, uQKV, duQKV := s.u[ops.SlotO], s.du[ops.SlotO], s.u[ops.SlotQKV], s.du[ops.SlotQKV]
+
+	b.LinearBack(do, dx, w.o)
+	b.AttentionBack(dqkv, duQKV, do, duO, s.o, s.lse, s.qkv, m.heads, &m.rope, o, qkv, batch)
+	if l > 0 {
+		b.LinearBack(dxn, dqkv, w.qkv)
+	}
+	b.RMSNorm(xn, ops.Tensor{}, ops.Tensor{}, s.x, w.inNorm, float32(m.Config.RMSNormEps), nil, batch)
+	m.gradients(
+		ops.GradJob{LoRA: o, Side: ops.SideB, Wide: dx, Low: uO},
+		ops.GradJob{LoRA: o, Side: ops.SideA, Wide: s.o, Low: duO},
+		ops.GradJob{LoRA: qkv, Side: ops.SideB, Wide: dqkv, Low: uQKV},
+		ops.GradJob{LoRA: qkv, Side: ops.SideA, Wide: xn, Low: duQKV})
+	if l > 0 {
+		b.RMSNormBack(dx, m.at(l - 1).du[ops.SlotDown], dx, dxn, duQKV, s.x, s.rhoIn, w.inNorm, qkv, below, batch)
+	}
+}
+
+// gradients asks for the jobs of those weights that have an adapter.
+func (m *Model) gradients(jobs ...ops.GradJob) {
+	some := jobs[:0]
+	for _, j := range jobs {
+		if j.LoRA != nil {
+			some = append(some, j)
+		}
+	}
+	if len(some) > 0 {
+		m.b.LoRAGrad(some, m.Batch)
+	}
+}

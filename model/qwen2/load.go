@@ -1,0 +1,165 @@
+package qwen2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"qlora/model/memory"
+	"qlora/model/ops"
+	"qlora/model/weights"
+)
+
+// weightPlace is a frozen weight to load: what it is made of and where it goes.
+type weightPlace struct {
+	dst   *ops.Weight
+	mem   ops.Tensor
+	spec  ops.WeightSpec
+	names []string // tensors of its parts, less ".weight"
+}
+
+// normPlace is a norm's weight to load.
+type normPlace struct {
+	dst  *ops.Tensor
+	name string
+}
+
+// weightBuffers lists the frozen weights, the norms and the table of rotary angles.
+func (m *Model) weightBuffers(l *layout) {
+	c, h := m.Config, m.heads
+	width := c.HiddenSize
+	m.layers = make([]layer, c.NumHiddenLayers)
+	l.weight(m, &m.embed, ops.Plain, false, width, []string{"model.embed_tokens"}, c.VocabSize)
+	if !c.TieWordEmbeddings {
+		l.weight(m, &m.head, ops.Plain, false, width, []string{"lm_head"}, c.VocabSize)
+	}
+	for i := range m.layers {
+		y, p := &m.layers[i], fmt.Sprintf("model.layers.%d.", i)
+		attn, mlp := p+"self_attn.", p+"mlp."
+		l.weight(m, &y.qkv, ops.QKV, c.AttentionBias, width, []string{attn + "q_proj", attn + "k_proj", attn + "v_proj"}, h.H*h.D, h.Hk*h.D, h.Hk*h.D)
+		l.weight(m, &y.o, ops.Plain, false, h.H*h.D, []string{attn + "o_proj"}, width)
+		l.weight(m, &y.gateup, ops.GateUp, false, width, []string{mlp + "gate_proj", mlp + "up_proj"}, c.IntermediateSize, c.IntermediateSize)
+		l.weight(m, &y.down, ops.Plain, false, c.IntermediateSize, []string{mlp + "down_proj"}, width)
+		l.norm(m, &y.inNorm, p+"input_layernorm")
+		l.norm(m, &y.postNorm, p+"post_attention_layernorm")
+	}
+	l.norm(m, &m.norm, "model.norm")
+	positions := max(m.opt.MaxT, m.opt.Context)
+	for _, t := range []*ops.Tensor{&m.rope.Cos, &m.rope.Sin} {
+		l.add(t, "rope", memory.Weights, ops.F32, 0, m.end(), positions, h.D/2)
+	}
+}
+
+// weight asks for room for one fused weight.
+func (l *layout) weight(m *Model, dst *ops.Weight, kind ops.WeightKind, bias bool, cols int, names []string, parts ...int) {
+	w := &weightPlace{dst: dst, names: names, spec: ops.WeightSpec{Name: names[0], Kind: kind, DType: m.opt.DType,
+		Parts: parts, Cols: cols, HeadDim: m.heads.D, Bias: bias, Back: m.opt.Training}}
+	l.weights = append(l.weights, w)
+	l.add(&w.mem, names[0], memory.Weights, ops.U8, 0, m.end(), int(m.b.WeightBytes(w.spec)))
+}
+
+func (l *layout) norm(m *Model, dst *ops.Tensor, name string) {
+	l.norms = append(l.norms, normPlace{dst, name})
+	l.add(dst, name, memory.Weights, ops.F32, 0, m.end(), m.Config.HiddenSize)
+}
+
+// load streams every weight to its place.
+func (m *Model) load(src *weights.Model, l *layout) error {
+	var done, total int64
+	for _, w := range l.weights {
+		total += w.mem.Bytes()
+	}
+	for _, w := range l.weights {
+		if err := m.loadWeight(src, w); err != nil {
+			return err
+		}
+		if done += w.mem.Bytes(); m.opt.Progress != nil {
+			m.opt.Progress(done, total)
+		}
+	}
+	if m.Config.TieWordEmbeddings {
+		m.head = m.embed
+	}
+	for _, n := range l.norms {
+		v, err := readVector(src, n.name+".weight", m.Config.HiddenSize)
+		if err != nil {
+			return err
+		}
+		if err := m.b.Write(*n.dst, floatBytes(v)); err != nil {
+			return err
+		}
+	}
+	return m.loadRope()
+}
+
+func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
+	parts := make([]ops.Source, len(w.names))
+	var bias []float32
+	for i, name := range w.names {
+		t, err := src.Tensor(name + ".weight")
+		if err != nil {
+			return err
+		}
+		rows := w.spec.Parts[i]
+		if len(t.Shape) != 2 || t.Shape[0] != rows || t.Shape[1] != w.spec.Cols {
+			return fmt.Errorf("%s.weight has shape %v, but the config makes it [%d %d]", name, t.Shape, rows, w.spec.Cols)
+		}
+		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: t.ReadRowsF32}
+		if t.DType == weights.BF16 {
+			parts[i].ReadBF16 = t.ReadRowsRaw
+		}
+		if w.spec.Bias {
+			b, err := readVector(src, name+".bias", rows)
+			if err != nil {
+				return err
+			}
+			bias = append(bias, b...)
+		}
+	}
+	weight, err := m.b.NewWeight(w.mem, w.spec, parts, bias)
+	if err != nil {
+		return fmt.Errorf("loading %s: %w", w.spec.Name, err)
+	}
+	*w.dst = weight
+	return nil
+}
+
+// readVector reads a tensor of one dimension.
+func readVector(src *weights.Model, name string, n int) ([]float32, error) {
+	t, err := src.Tensor(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.Shape) != 1 || t.Shape[0] != n {
+		return nil, fmt.Errorf("%s has shape %v, but the config makes it [%d]", name, t.Shape, n)
+	}
+	v := make([]float32, n)
+	return v, t.ReadRowsF32(v, 0, 1)
+}
+
+// loadRope writes the table of rotary angles as transformers computes it: inverse frequencies
+// and angles in float32.
+func (m *Model) loadRope() error {
+	positions, half := m.rope.Cos.Dim(0), m.rope.Cos.Dim(1)
+	cos, sin := make([]float32, positions*half), make([]float32, positions*half)
+	for i := range half {
+		exponent := float32(2*i) / float32(2*half)
+		inverse := 1 / float32(math.Pow(m.Config.RopeTheta, float64(exponent)))
+		for p := range positions {
+			s, c := math.Sincos(float64(float32(p) * inverse))
+			cos[p*half+i], sin[p*half+i] = float32(c), float32(s)
+		}
+	}
+	if err := m.b.Write(m.rope.Cos, floatBytes(cos)); err != nil {
+		return err
+	}
+	return m.b.Write(m.rope.Sin, floatBytes(sin))
+}
+
+func floatBytes(v []float32) []byte {
+	b := make([]byte, 0, 4*len(v))
+	for _, f := range v {
+		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
+	}
+	return b
+}
