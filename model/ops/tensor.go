@@ -107,9 +107,13 @@ func (t Tensor) String() string {
 	if t.Nil() {
 		return t.Name + "<none>"
 	}
-	dims := make([]string, len(t.Shape))
-	for i, d := range t.Shape {
+	return fmt.Sprintf("%s (%s) %s", t.Name, dimsText(t.Shape), t.DType)
+}
+
+func dimsText(shape []int) string {
+	dims := make([]string, len(shape))
+	for i, d := range shape {
 		dims[i] = fmt.Sprint(d)
 	}
-	return fmt.Sprintf("%s (%s) %s", t.Name, strings.Join(dims, ","), t.DType)
+	return strings.Join(dims, ",")
 }
