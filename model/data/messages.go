@@ -1,0 +1,232 @@
+package data
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"qlora/internal/strictjson"
+)
+
+// roles are the names of the roles, ms-swift's synonyms included; "-" counts as "_".
+var roles = map[string]Role{
+	"system": System,
+	"user":   User, "human": User,
+	"assistant": Assistant, "gpt": Assistant, "bot": Assistant,
+	"tool": Tool, "tool_response": Tool, "function_response": Tool, "observation": Tool, "observations": Tool,
+}
+
+// callRoles are the roles of a message that is one tool call.
+var callRoles = map[string]bool{"tool_call": true, "function_call": true}
+
+// readMessages reads a list of messages into conv, whose first one wins over the system of
+// the row's own column.
+func readMessages(raw json.RawMessage, conv *Conversation) error {
+	var list []json.RawMessage
+	if err := decode(raw, &list); err != nil {
+		return fmt.Errorf("messages: %w", err)
+	}
+	if len(list) == 0 {
+		return errors.New("messages is empty")
+	}
+	for i, raw := range list {
+		members, err := strictjson.Members(raw, maxRowBytes)
+		if err != nil {
+			return fmt.Errorf("message %d is not an object", i+1)
+		}
+		turns, err := readMessage(members)
+		if err != nil {
+			return fmt.Errorf("message %d: %w", i+1, err)
+		}
+		conv.Messages = append(conv.Messages, turns...)
+	}
+	if first := conv.Messages[0]; first.Role == System {
+		conv.System = &first.Content
+		conv.Messages = conv.Messages[1:]
+	}
+	return nil
+}
+
+// readMessage reads {role, content}, or ShareGPT's pair {human, assistant}.
+func readMessage(members []strictjson.Member) ([]Message, error) {
+	m, err := newColumns(members)
+	if err != nil {
+		return nil, err
+	}
+	role, err := m.text([]string{"role", "from"})
+	if err != nil {
+		return nil, err
+	}
+	if role == nil {
+		return readPair(m)
+	}
+	msg := Message{Role: roles[strings.ReplaceAll(*role, "-", "_")]}
+	content, err := m.pick([]string{"content", "value"})
+	if err != nil {
+		return nil, err
+	}
+	if callRoles[strings.ReplaceAll(*role, "-", "_")] {
+		msg.Role = Assistant
+		call, err := toolCall(content)
+		if err != nil {
+			return nil, err
+		}
+		msg.ToolCalls = []ToolCall{call}
+	} else if msg.Role == "" {
+		return nil, fmt.Errorf("unknown role %q: use system, user, assistant or tool", *role)
+	} else {
+		if msg.ToolCalls, err = toolCalls(m["tool_calls"]); err != nil {
+			return nil, err
+		}
+		if msg.Content, err = contentText(content, msg.Role); err != nil && (content != nil || msg.ToolCalls == nil) {
+			return nil, err
+		}
+	}
+	if msg.ToolCalls != nil && msg.Role != Assistant {
+		return nil, fmt.Errorf("tool_calls in a turn of the %s", msg.Role)
+	}
+	if raw, ok := m["loss"]; ok {
+		var loss bool
+		if err := decode(raw, &loss); err != nil {
+			return nil, fmt.Errorf("loss: %w", err)
+		}
+		if msg.Role != Assistant && loss {
+			return nil, fmt.Errorf("loss in a turn of the %s: only the assistant's turns can be trained on", msg.Role)
+		}
+		msg.Masked = !loss && msg.Role == Assistant
+	}
+	if _, ok := m["loss_scale"]; ok {
+		return nil, errors.New("loss_scale is not supported: use loss, true or false")
+	}
+	return []Message{msg}, nil
+}
+
+func readPair(m columns) ([]Message, error) {
+	user, err := m.text([]string{"user", "human"})
+	if err != nil {
+		return nil, err
+	}
+	assistant, err := m.text([]string{"assistant", "gpt", "bot"})
+	if err != nil {
+		return nil, err
+	}
+	if user == nil || assistant == nil {
+		return nil, errors.New("no role: a message is {role, content} or {human, assistant}")
+	}
+	return []Message{{Role: User, Content: *user}, {Role: Assistant, Content: *assistant}}, nil
+}
+
+// contentText reads the content of a message: a string, or a list of parts of type text.
+// A tool's result may be any JSON.
+func contentText(raw json.RawMessage, role Role) (string, error) {
+	switch {
+	case raw == nil:
+		return "", errors.New("no content")
+	case raw[0] == '"':
+		var s string
+		err := decode(raw, &s)
+		return s, err
+	case role == Tool:
+		text, err := appendPythonJSON(nil, raw)
+		return string(text), err
+	case raw[0] != '[':
+		return "", fmt.Errorf("content: %.20s where text belongs", raw)
+	}
+	var parts []struct {
+		Type string  `json:"type"`
+		Text *string `json:"text"`
+	}
+	if err := decode(raw, &parts); err != nil {
+		return "", fmt.Errorf("content: %w", err)
+	}
+	var text strings.Builder
+	for _, part := range parts {
+		if part.Type != "text" || part.Text == nil {
+			return "", fmt.Errorf("content: a part of type %q: only text can be trained on", part.Type)
+		}
+		text.WriteString(*part.Text)
+	}
+	return text.String(), nil
+}
+
+// tools reads the descriptions of tools: a list of objects or of JSON in strings. A bare
+// function is wrapped as ms-swift does it.
+func tools(raw json.RawMessage) ([]json.RawMessage, error) {
+	if raw == nil {
+		return nil, nil
+	}
+	var list []json.RawMessage
+	if err := decode(raw, &list); err != nil {
+		return nil, fmt.Errorf("tools: %w", err)
+	}
+	for i := range list {
+		if err := decode(list[i], &list[i]); err != nil {
+			return nil, fmt.Errorf("tools: element %d: %w", i+1, err)
+		}
+		members, err := strictjson.Members(list[i], maxRowBytes)
+		if err != nil {
+			return nil, fmt.Errorf("tools: element %d is not an object", i+1)
+		}
+		bare := true
+		for _, m := range members {
+			bare = bare && m.Key != "type" && m.Key != "function"
+		}
+		if bare {
+			list[i] = fmt.Appendf(nil, `{"type": "function", "function": %s}`, list[i])
+		}
+	}
+	return list, nil
+}
+
+// toolCalls reads the tool_calls of an assistant's message, in OpenAI's form.
+func toolCalls(raw json.RawMessage) ([]ToolCall, error) {
+	if raw == nil {
+		return nil, nil
+	}
+	var list []json.RawMessage
+	if err := decode(raw, &list); err != nil {
+		return nil, fmt.Errorf("tool_calls: %w", err)
+	}
+	var calls []ToolCall
+	for i, raw := range list {
+		call, err := toolCall(raw)
+		if err != nil {
+			return nil, fmt.Errorf("tool_calls: element %d: %w", i+1, err)
+		}
+		calls = append(calls, call)
+	}
+	return calls, nil
+}
+
+// toolCall reads {name, arguments}, perhaps inside {function: ...}.
+func toolCall(raw json.RawMessage) (ToolCall, error) {
+	var call struct {
+		Function   json.RawMessage `json:"function"`
+		Name       *string         `json:"name"`
+		Arguments  json.RawMessage `json:"arguments"`
+		Parameters json.RawMessage `json:"parameters"`
+	}
+	if raw == nil {
+		return ToolCall{}, errors.New("a tool call without content")
+	}
+	if err := decode(raw, &call); err != nil {
+		return ToolCall{}, err
+	}
+	if call.Function != nil {
+		return toolCall(call.Function)
+	}
+	if call.Arguments == nil {
+		call.Arguments = call.Parameters
+	}
+	if call.Name == nil || call.Arguments == nil {
+		return ToolCall{}, errors.New("a tool call needs a name and arguments")
+	}
+	if call.Arguments[0] == '"' { // OpenAI's form: JSON in a string, or else a plain string
+		var inner json.RawMessage
+		if decode(call.Arguments, &inner) == nil {
+			call.Arguments = inner
+		}
+	}
+	return ToolCall{*call.Name, call.Arguments}, nil
+}
