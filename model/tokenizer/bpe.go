@@ -1,301 +1,200 @@
 package tokenizer
 
-import (
-	"fmt"
-	"math/bits"
-)
+import "fmt"
 
-// bpe merges the bytes of a piece into tokens: of all adjacent pairs that have a
-// rule the one of lowest rank, the leftmost of equals, until no pair has one.
+// bpe encodes pieces by byte pair merging: of all adjacent pairs that have a
+// rule, the one of lowest rank is merged, the leftmost of equals, until none has.
+//
+// Carried out like that a piece of n bytes takes n log n steps. Instead this
+// package searches for the one sequence of tokens in which every two neighbours
+// are what merging makes of their bytes; that is the result of merging the whole
+// (H. van Antwerpen and A. Neubeck, "So many tokens, so little time", 2024). The
+// search is greedy, turns back rarely, and is linear in n whatever the bytes are.
+//
+// Inside, tokens are numbered by when they come to be: the 256 bytes first, then
+// 256+rank for what the rule of that rank makes. Of two tokens the greater was
+// made later.
 type bpe struct {
-	byteID [256]int32       // byte -> the token of that byte alone, or None
-	vocab  map[string]int32 // bytes -> token
-	whole  []bool           // token -> its bytes, as a piece, merge into just this token
-	result []int32          // rank -> the token that the rule makes
-	pairs  pairTable        // two tokens -> rank of their rule
+	id      []int32   // token -> its id outside
+	rule    []rule    // token -> what it was merged from
+	length  []int32   // token -> its size in bytes
+	shorter []int32   // token -> the longest other token that its bytes begin with, or None
+	pairs   hashTable // two tokens -> what they merge into
+	prefix  trie
 }
 
-// noRank is the rank of a pair without a rule, above all others.
-const noRank = ^uint32(0)
+// rule is the pair that a token is merged from; a byte is its own pair.
+type rule struct{ left, right int32 }
 
-// newBPE builds the tables. tokens[id] holds the bytes of a token ("" for an id
-// that is not of the vocabulary); merges[rank] names a pair by its bytes.
-func newBPE(tokens []string, merges [][2]string) (*bpe, error) {
+// numBytes is the count of tokens that are a byte.
+const numBytes = 256
+
+// newBPE builds the tables from ids by bytes and the rules as pairs of ids, in
+// order of rank. tokens[id] holds the bytes of a token.
+func newBPE(tokens []string, merges []merge) (*bpe, error) {
+	n := numBytes + len(merges)
 	b := &bpe{
-		vocab:  make(map[string]int32, len(tokens)),
-		whole:  make([]bool, len(tokens)),
-		result: make([]int32, len(merges)),
-		pairs:  newPairTable(len(merges)),
+		id:      make([]int32, n),
+		rule:    make([]rule, n),
+		length:  make([]int32, n),
+		shorter: make([]int32, n),
+		pairs:   newHashTable(len(merges)),
+		prefix:  newTrie(len(merges)),
 	}
-	for i := range b.byteID {
-		b.byteID[i] = None
+	inside := make([]int32, len(tokens)) // id -> token
+	for i := range inside {
+		inside[i] = None
+	}
+	for i := range numBytes {
+		b.id[i], b.rule[i], b.length[i] = None, rule{int32(i), int32(i)}, 1
 	}
 	for i, tok := range tokens {
-		if tok == "" {
-			continue
-		}
-		id := int32(i)
-		if old, ok := b.vocab[tok]; ok {
-			return nil, fmt.Errorf("ids %d and %d are the same token %q", old, id, tok)
-		}
-		b.vocab[tok] = id
 		if len(tok) == 1 {
-			b.byteID[tok[0]] = id
+			inside[i] = int32(tok[0])
+			b.id[tok[0]] = int32(i)
 		}
 	}
 	for rank, m := range merges {
-		left, okLeft := b.vocab[m[0]]
-		right, okRight := b.vocab[m[1]]
-		made, okMade := b.vocab[m[0]+m[1]]
-		if !okLeft || !okRight || !okMade {
-			return nil, fmt.Errorf("merge %d (%q, %q): the vocabulary lacks a part or the result", rank, m[0], m[1])
+		t := int32(numBytes + rank)
+		r := rule{inside[m.left], inside[m.right]}
+		if r.left == None || r.right == None {
+			return nil, fmt.Errorf("merge %d (%q, %q) uses a token that no merge before it makes", rank, tokens[m.left], tokens[m.right])
 		}
-		if !b.pairs.insert(left, right, uint32(rank)) {
-			return nil, fmt.Errorf("merge %d (%q, %q) occurs twice", rank, m[0], m[1])
+		if inside[m.made] != None {
+			return nil, fmt.Errorf("merge %d (%q, %q): another merge makes this token too, which is not supported", rank, tokens[m.left], tokens[m.right])
 		}
-		b.result[rank] = made
+		inside[m.made] = t
+		b.id[t], b.rule[t], b.length[t] = m.made, r, int32(len(tokens[m.made]))
+		b.pairs.put(pairKey(r.left, r.right), t)
 	}
-	var buf []int32
-	for i, tok := range tokens {
-		if tok != "" {
-			buf = b.merge(buf[:0], tok)
-			b.whole[i] = len(buf) == 1 && buf[0] == int32(i)
-		}
-	}
+	b.buildPrefixes(tokens)
 	return b, nil
 }
 
-// appendPiece appends the tokens of a piece. Most pieces of ordinary text are a
-// token, which one look-up tells.
-func (b *bpe) appendPiece(dst []int32, piece string) []int32 {
-	if id, ok := b.vocab[piece]; ok && b.whole[id] {
-		return append(dst, id)
-	}
-	return b.merge(dst, piece)
-}
+// merge is a rule by ids: left and right become made.
+type merge struct{ left, right, made int32 }
 
-// shortPiece is the length in bytes up to which scanning all pairs for the
-// lowest rank beats a heap.
-const shortPiece = 96
-
-func (b *bpe) merge(dst []int32, piece string) []int32 {
-	if len(piece) > shortPiece {
-		return b.mergeLong(dst, piece)
-	}
-	return b.mergeShort(dst, piece)
-}
-
-// mergeShort merges by a linear scan for each step. Bytes without a token are
-// left out.
-func (b *bpe) mergeShort(dst []int32, piece string) []int32 {
-	var idBuf [shortPiece]int32
-	var rankBuf [shortPiece]uint32
-	n := 0
-	for i := 0; i < len(piece); i++ {
-		if id := b.byteID[piece[i]]; id != None {
-			idBuf[n] = id
-			n++
-		}
-	}
-	ids, ranks := idBuf[:n], rankBuf[:n] // ranks[i] is that of the pair (i, i+1)
-	for i := range ranks {
-		ranks[i] = b.rankAt(ids, i)
-	}
-	for {
-		best, at := noRank, 0
-		for i, r := range ranks {
-			if r < best {
-				best, at = r, i
-			}
-		}
-		if best == noRank {
-			return append(dst, ids...)
-		}
-		ids[at] = b.result[best]
-		ids = append(ids[:at+1], ids[at+2:]...)
-		ranks = append(ranks[:at+1], ranks[at+2:]...)
-		ranks[at] = b.rankAt(ids, at)
-		if at > 0 {
-			ranks[at-1] = b.rankAt(ids, at-1)
-		}
-	}
-}
-
-func (b *bpe) rankAt(ids []int32, i int) uint32 {
-	if i+1 >= len(ids) {
-		return noRank
-	}
-	return b.pairs.rank(ids[i], ids[i+1])
-}
-
-// mergeLong merges with a heap over a linked list of symbols, n log n in the
-// length of the piece.
-func (b *bpe) mergeLong(dst []int32, piece string) []int32 {
-	type symbol struct {
-		id         int32
-		rank       uint32 // of the pair (this, next)
-		prev, next int32  // -1 at the ends
-	}
-	syms := make([]symbol, 0, len(piece))
-	for i := 0; i < len(piece); i++ {
-		if id := b.byteID[piece[i]]; id != None {
-			at := int32(len(syms))
-			syms = append(syms, symbol{id: id, rank: noRank, prev: at - 1, next: at + 1})
-		}
-	}
-	if len(syms) == 0 {
-		return dst
-	}
-	syms[len(syms)-1].next = -1
-
-	// An entry is rank<<32 | position. It is stale, and skipped, unless the pair
-	// at its position still has its rank.
-	queue := make(minHeap, 0, len(syms))
-	for i := range syms[:len(syms)-1] {
-		if r := b.pairs.rank(syms[i].id, syms[i+1].id); r != noRank {
-			syms[i].rank = r
-			queue = append(queue, uint64(r)<<32|uint64(i))
-		}
-	}
-	queue.init()
-	rerank := func(at int32) {
-		s := &syms[at]
-		s.rank = noRank
-		if s.next >= 0 {
-			if s.rank = b.pairs.rank(s.id, syms[s.next].id); s.rank != noRank {
-				queue.push(uint64(s.rank)<<32 | uint64(at))
-			}
-		}
-	}
-	for len(queue) > 0 {
-		top := queue.pop()
-		rank, at := uint32(top>>32), int32(uint32(top))
-		s := &syms[at]
-		if s.rank != rank {
+// buildPrefixes enters the tokens that merging can end with into the trie: those
+// whose own bytes merge into them and nothing else.
+func (b *bpe) buildPrefixes(tokens []string) {
+	whole := make([]bool, len(b.id))
+	for t, id := range b.id {
+		if id == None {
 			continue
 		}
-		gone := &syms[s.next]
-		s.id, s.next = b.result[rank], gone.next
-		gone.rank = noRank
-		if s.next >= 0 {
-			syms[s.next].prev = at
-		}
-		rerank(at)
-		if s.prev >= 0 {
-			rerank(s.prev)
+		r := b.rule[t]
+		whole[t] = t < numBytes || whole[r.left] && whole[r.right] && b.undisturbed(r.left, r.right, int32(t))
+		if whole[t] {
+			b.prefix.insert(tokens[id], int32(t))
 		}
 	}
-	for at := int32(0); at >= 0; at = syms[at].next {
-		dst = append(dst, syms[at].id)
+	for t, id := range b.id {
+		if b.shorter[t] = None; whole[t] {
+			b.shorter[t] = b.prefix.longest(tokens[id][:len(tokens[id])-1])
+		}
+	}
+}
+
+// undisturbed reports whether merging the bytes of x and y, each by itself, leads
+// to x and y also when they are neighbours: whether no merge across the border
+// comes before limit and before one that x or y needs.
+func (b *bpe) undisturbed(x, y, limit int32) bool {
+	for {
+		if made, ok := b.pairs.get(pairKey(x, y)); ok && made < limit {
+			return false
+		}
+		// Undo the later of the last merges of x and y. A merge across the border
+		// must then come before it; one in y is to the right, so an equal one does.
+		switch {
+		case x < numBytes && y < numBytes:
+			return true
+		case x > y:
+			limit, x = x, b.rule[x].right
+		default:
+			limit, y = y+1, b.rule[y].left
+		}
+	}
+}
+
+const noLimit = 1<<31 - 1
+
+// appendPiece appends the ids of a piece to dst.
+func (b *bpe) appendPiece(dst []int32, piece string) []int32 {
+	first := b.prefix.longest(piece)
+	if first != None && int(b.length[first]) == len(piece) {
+		return append(dst, b.id[first]) // most pieces of ordinary text
+	}
+	base := len(dst)
+	dst, ok := b.search(dst, piece, first)
+	if !ok {
+		return b.appendPiece(dst[:base], b.withoutMissing(piece))
+	}
+	for i, t := range dst[base:] {
+		dst[base+i] = b.id[t]
 	}
 	return dst
 }
 
-// minHeap is a 4-ary heap with the least entry first: half the levels of a
-// binary one, and a node's children share a cache line.
-type minHeap []uint64
-
-func (h minHeap) init() {
-	for i := len(h) / 4; i >= 0; i-- {
-		h.down(i)
-	}
-}
-
-func (h *minHeap) push(x uint64) {
-	*h = append(*h, x)
-	q := *h
-	i := len(q) - 1
-	for i > 0 {
-		parent := (i - 1) / 4
-		if q[parent] <= x {
-			break
+// search appends the tokens of a piece, the first of which is the token first or
+// a shorter one. It fails if the piece has a byte without a token.
+func (b *bpe) search(dst []int32, piece string, first int32) ([]int32, bool) {
+	var buf [8]uint64
+	dead := newBitset(buf[:], len(piece)+1) // ends from which the rest cannot be encoded
+	base, pos := len(dst), 0
+	for candidate := first; pos < len(piece); {
+		last := None
+		if len(dst) > base {
+			last = dst[len(dst)-1]
 		}
-		q[i] = q[parent]
-		i = parent
-	}
-	q[i] = x
-}
-
-func (h *minHeap) pop() uint64 {
-	q := *h
-	top := q[0]
-	last := len(q) - 1
-	q[0] = q[last]
-	*h = q[:last]
-	h.down(0)
-	return top
-}
-
-func (h minHeap) down(i int) {
-	if i >= len(h) {
-		return
-	}
-	x := h[i]
-	for {
-		first := 4*i + 1
-		if first >= len(h) {
-			break
+		if candidate == None && last == None {
+			return dst, len(piece) == 0
 		}
-		least := first
-		for c := first + 1; c < min(first+4, len(h)); c++ {
-			if h[c] < h[least] {
-				least = c
+		t := candidate
+		for t != None {
+			end := pos + int(b.length[t])
+			if !dead.has(end) && (last == None || b.undisturbed(last, t, noLimit)) {
+				break
 			}
+			t = b.shorter[t]
 		}
-		if h[least] >= x {
-			break
+		if t != None {
+			dst = append(dst, t)
+			pos += int(b.length[t])
+			if candidate = b.prefix.longest(piece[pos:]); candidate == None && pos < len(piece) {
+				return dst, false
+			}
+			continue
 		}
-		h[i] = h[least]
-		i = least
+		// Nothing follows last here: take a shorter one in its place.
+		dead.set(pos)
+		dst = dst[:len(dst)-1]
+		pos -= int(b.length[last])
+		candidate = b.shorter[last]
 	}
-	h[i] = x
+	return dst, true
 }
 
-// pairTable is a fixed open-addressing hash table from a pair of tokens to the
-// rank of its rule; it is the inner loop of merging, where a Go map is too slow.
-type pairTable struct {
-	slots []pairSlot // a power of two, at most half full
-	shift uint8      // 64 - log2(len(slots))
-}
-
-type pairSlot struct {
-	pair uint64
-	rank uint32 // noRank in an empty slot
-}
-
-func newPairTable(n int) pairTable {
-	log := max(bits.Len(uint(2*n)), 1)
-	t := pairTable{slots: make([]pairSlot, 1<<log), shift: uint8(64 - log)}
-	for i := range t.slots {
-		t.slots[i].rank = noRank
-	}
-	return t
-}
-
-// slot returns the slot of the pair, or the empty one where it would be.
-func (t *pairTable) slot(left, right int32) *pairSlot {
-	pair := uint64(uint32(left))<<32 | uint64(uint32(right))
-	mask := uint64(len(t.slots) - 1)
-	h := (pair ^ pair>>29) * 0x9E3779B97F4A7C15 >> (t.shift & 63)
-	for {
-		s := &t.slots[h&mask]
-		if s.pair == pair || s.rank == noRank {
-			return s
+// withoutMissing returns piece without the bytes that have no token.
+func (b *bpe) withoutMissing(piece string) string {
+	kept := make([]byte, 0, len(piece))
+	for i := 0; i < len(piece); i++ {
+		if b.id[piece[i]] != None {
+			kept = append(kept, piece[i])
 		}
-		h++
 	}
+	return string(kept)
 }
 
-func (t *pairTable) rank(left, right int32) uint32 {
-	s := t.slot(left, right)
-	return s.rank
+// bitset is a set of small integers.
+type bitset []uint64
+
+// newBitset returns a set for 0..n-1, in buf (which is zero) if it fits there.
+func newBitset(buf []uint64, n int) bitset {
+	if words := (n + 63) / 64; words > len(buf) {
+		return make(bitset, words)
+	}
+	return buf
 }
 
-func (t *pairTable) insert(left, right int32, rank uint32) bool {
-	s := t.slot(left, right)
-	if s.rank != noRank {
-		return false
-	}
-	*s = pairSlot{uint64(uint32(left))<<32 | uint64(uint32(right)), rank}
-	return true
-}
+func (s bitset) has(i int) bool { return s[i/64]>>(i%64)&1 != 0 }
+func (s bitset) set(i int)      { s[i/64] |= 1 << (i % 64) }

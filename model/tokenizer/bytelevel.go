@@ -41,3 +41,12 @@ func fromPrintable(token string) (string, error) {
 	}
 	return string(b), nil
 }
+
+// toPrintable returns bytes as a vocabulary file writes them.
+func toPrintable(token string) string {
+	r := make([]rune, len(token))
+	for i := range r {
+		r[i] = printable[token[i]]
+	}
+	return string(r)
+}

@@ -110,8 +110,8 @@ func TestGoldenInfo(t *testing.T) {
 	if got := hex.EncodeToString(sum[:]); got != info.SHA256 {
 		t.Errorf("tokenizer.json has sha256 %s, the golden data was made with %s", got, info.SHA256)
 	}
-	if tok.VocabSize() != info.All || len(tok.bpe.vocab) != info.Base {
-		t.Errorf("vocabulary %d, %d with added tokens; want %d, %d", len(tok.bpe.vocab), tok.VocabSize(), info.Base, info.All)
+	if tok.VocabSize() != info.All || len(tok.vocab) != info.Base {
+		t.Errorf("vocabulary %d, %d with added tokens; want %d, %d", len(tok.vocab), tok.VocabSize(), info.Base, info.All)
 	}
 	for content, want := range info.AddedTokens {
 		if id, ok := tok.ID(content); !ok || id != want {

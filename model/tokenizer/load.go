@@ -60,7 +60,7 @@ type modelFile struct {
 	PreTokenizer  json.RawMessage `json:"pre_tokenizer"`
 	PostProcessor json.RawMessage `json:"post_processor"`
 	Decoder       json.RawMessage `json:"decoder"`
-	Model         json.RawMessage `json:"model"`
+	Model         bpeModel        `json:"model"`
 }
 
 type addedEntry struct {
@@ -102,19 +102,12 @@ type bpeModel struct {
 	Merges                  json.RawMessage  `json:"merges"`
 }
 
-// maxID bounds the ids of a vocabulary, well above any in use.
-const maxID = 1 << 22
-
 func parseModel(data []byte) (*parts, error) {
 	var f modelFile
 	if err := strict(data, &f); err != nil {
 		return nil, err
 	}
-	var m bpeModel
-	if err := strict(f.Model, &m); err != nil {
-		return nil, fmt.Errorf("model: %w", err)
-	}
-	p := new(parts)
+	p, m := new(parts), &f.Model
 	if err := p.setPipeline(&f); err != nil {
 		return nil, err
 	}
@@ -134,9 +127,10 @@ func parseModel(data []byte) (*parts, error) {
 	case m.IgnoreMerges:
 		return nil, errors.New("model.ignore_merges is not supported")
 	}
-	if err := p.setTokens(m.Vocab, f.AddedTokens); err != nil {
+	if err := p.setAdded(f.AddedTokens); err != nil {
 		return nil, err
 	}
+	p.vocab = m.Vocab
 	if err := p.setMerges(m.Merges); err != nil {
 		return nil, fmt.Errorf("model.merges: %w", err)
 	}
@@ -218,37 +212,13 @@ func describe(data json.RawMessage) string {
 	return string(data)
 }
 
-// setTokens lays the vocabulary out by id and takes the added tokens.
-func (p *parts) setTokens(vocab map[string]int32, added []addedEntry) error {
-	top := int32(-1)
-	for tok, id := range vocab {
-		if id < 0 || id >= maxID {
-			return fmt.Errorf("model.vocab: token %q has id %d", tok, id)
-		}
-		top = max(top, id)
-	}
-	for _, a := range added {
-		switch {
-		case a.ID < 0 || a.ID >= maxID:
-			return fmt.Errorf("added_tokens: token %q has id %d", a.Content, a.ID)
-		case a.SingleWord || a.LStrip || a.RStrip || a.Normalized:
+// setAdded takes the added tokens.
+func (p *parts) setAdded(entries []addedEntry) error {
+	for _, a := range entries {
+		if a.SingleWord || a.LStrip || a.RStrip || a.Normalized {
 			return fmt.Errorf("added_tokens: token %q: single_word, lstrip, rstrip and normalized are not supported", a.Content)
 		}
-		top = max(top, a.ID)
 		p.added = append(p.added, addedToken{a.Content, a.ID, a.Special})
-	}
-	p.tokens = make([]string, top+1)
-	for tok, id := range vocab {
-		raw, err := fromPrintable(tok)
-		switch {
-		case err != nil:
-			return fmt.Errorf("model.vocab: %w", err)
-		case raw == "":
-			return fmt.Errorf("model.vocab: the token of id %d is empty", id)
-		case p.tokens[id] != "":
-			return fmt.Errorf("model.vocab: id %d is both %q and %q", id, p.tokens[id], raw)
-		}
-		p.tokens[id] = raw
 	}
 	return nil
 }
@@ -256,13 +226,13 @@ func (p *parts) setTokens(vocab map[string]int32, added []addedEntry) error {
 // setMerges takes the rules, which files write as "left right" or, since
 // tokenizers 0.20, as ["left", "right"].
 func (p *parts) setMerges(data []byte) error {
+	var lines []string
 	var pairs [][]string
-	var list []string
-	if json.Unmarshal(data, &list) == nil {
-		for _, s := range list {
-			pairs = append(pairs, strings.Split(s, " "))
+	if json.Unmarshal(data, &lines) == nil {
+		for _, line := range lines {
+			pairs = append(pairs, strings.Split(line, " "))
 		}
-	} else if err := json.Unmarshal(data, &pairs); err != nil {
+	} else if json.Unmarshal(data, &pairs) != nil {
 		return errors.New(`neither a list of "left right" nor of ["left", "right"]`)
 	}
 	p.merges = make([][2]string, len(pairs))
@@ -270,9 +240,7 @@ func (p *parts) setMerges(data []byte) error {
 		if len(m) != 2 {
 			return fmt.Errorf("[%d]: %q is not a pair of tokens", i, m)
 		}
-		if err := p.setMerge(i, m[0], m[1]); err != nil {
-			return fmt.Errorf("[%d]: %w", i, err)
-		}
+		p.merges[i] = [2]string(m)
 	}
 	return nil
 }

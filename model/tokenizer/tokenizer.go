@@ -13,7 +13,7 @@
 //
 // A Tokenizer is built by Load (tokenizer.json) or FromVocab (GGUF metadata), is
 // immutable, and may be used by any number of goroutines. Invalid UTF-8 is
-// encoded byte by byte and never rejected. A text must be shorter than 2 GiB.
+// encoded byte by byte and never rejected.
 package tokenizer
 
 // None is the id of a token that the tokenizer does not have.
@@ -28,6 +28,7 @@ type Tokenizer struct {
 
 	tokens  []string         // id -> the bytes it stands for; "" where the id is unused
 	special []bool           // id -> a control token
+	vocab   map[string]int32 // token of the vocabulary, in printable form -> id
 	ids     map[string]int32 // content of an added token -> id
 
 	bos, eos, pad int32
@@ -97,7 +98,7 @@ func (t *Tokenizer) ID(token string) (int32, bool) {
 	if id, ok := t.ids[token]; ok {
 		return id, true
 	}
-	id, ok := t.bpe.vocab[token]
+	id, ok := t.vocab[toPrintable(token)]
 	return id, ok
 }
 
@@ -120,7 +121,7 @@ func (t *Tokenizer) Pad() int32 { return t.pad }
 // lacks a few control characters and the lead bytes of unused Unicode planes.
 func (t *Tokenizer) MissingBytes() []byte {
 	var missing []byte
-	for b, id := range t.bpe.byteID {
+	for b, id := range t.bpe.id[:numBytes] {
 		if id == None {
 			missing = append(missing, byte(b))
 		}

@@ -44,15 +44,14 @@ func FromVocab(v Vocab) (*Tokenizer, error) {
 	if len(v.Types) != len(v.Tokens) {
 		return nil, fmt.Errorf("tokenizer.ggml.token_type: %d types for %d tokens", len(v.Types), len(v.Tokens))
 	}
-	p.tokens = make([]string, len(v.Tokens))
+	p.vocab = make(map[string]int32, len(v.Tokens))
 	for i, tok := range v.Tokens {
 		switch typ := v.Types[i]; typ {
 		case typeNormal:
-			raw, err := fromPrintable(tok)
-			if err != nil {
-				return nil, fmt.Errorf("tokenizer.ggml.tokens[%d]: %w", i, err)
+			if old, ok := p.vocab[tok]; ok {
+				return nil, fmt.Errorf("tokenizer.ggml.tokens: ids %d and %d are the same token %q", old, i, tok)
 			}
-			p.tokens[i] = raw
+			p.vocab[tok] = int32(i)
 		case typeControl, typeUserDefined:
 			p.added = append(p.added, addedToken{tok, int32(i), typ == typeControl})
 		case typeUnused:
@@ -62,42 +61,88 @@ func FromVocab(v Vocab) (*Tokenizer, error) {
 	}
 	p.merges = make([][2]string, len(v.Merges))
 	for i, m := range v.Merges {
-		left, right, _ := strings.Cut(m, " ") // setMerge refuses an empty part
-		if err := p.setMerge(i, left, right); err != nil {
-			return nil, fmt.Errorf("tokenizer.ggml.merges[%d]: %w", i, err)
+		left, right, ok := strings.Cut(m, " ")
+		if !ok {
+			return nil, fmt.Errorf("tokenizer.ggml.merges[%d]: %q is not a pair of tokens", i, m)
 		}
+		p.merges[i] = [2]string{left, right}
 	}
 	return p.build()
 }
 
-// parts is what both sources of a tokenizer are brought to.
+// parts is what both sources of a tokenizer are brought to. Tokens are in
+// printable form, but for those added.
 type parts struct {
 	next   splitter
 	nfc    bool
-	tokens []string // id -> bytes of a token of the vocabulary, "" elsewhere
-	merges [][2]string
+	vocab  map[string]int32
+	merges [][2]string // by rank
 	added  []addedToken
 
 	bos, eos, pad int32
 }
 
-// setMerge stores a rule given in printable form.
-func (p *parts) setMerge(rank int, left, right string) error {
-	if left == "" || right == "" {
-		return fmt.Errorf("%q %q is not a pair of tokens", left, right)
-	}
-	for i, s := range [2]string{left, right} {
-		raw, err := fromPrintable(s)
-		if err != nil {
-			return err
+// maxID bounds the ids of a vocabulary, well above any in use.
+const maxID = 1 << 22
+
+// tokens returns the bytes of each token of the vocabulary by id.
+func (p *parts) tokens() ([]string, error) {
+	top := None
+	for tok, id := range p.vocab {
+		if id < 0 || id >= maxID {
+			return nil, fmt.Errorf("token %q has id %d", tok, id)
 		}
-		p.merges[rank][i] = raw
+		top = max(top, id)
 	}
-	return nil
+	for _, a := range p.added {
+		if a.id < 0 || a.id >= maxID {
+			return nil, fmt.Errorf("added token %q has id %d", a.content, a.id)
+		}
+		top = max(top, a.id)
+	}
+	tokens := make([]string, top+1)
+	for tok, id := range p.vocab {
+		raw, err := fromPrintable(tok)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("id %d: %w", id, err)
+		case raw == "":
+			return nil, fmt.Errorf("the token of id %d is empty", id)
+		case tokens[id] != "":
+			return nil, fmt.Errorf("id %d is both %q and %q", id, tokens[id], raw)
+		}
+		tokens[id] = raw
+	}
+	return tokens, nil
+}
+
+// rules resolves the merges to ids.
+func (p *parts) rules() ([]merge, error) {
+	rules := make([]merge, len(p.merges))
+	var joined []byte
+	for rank, m := range p.merges {
+		joined = append(append(joined[:0], m[0]...), m[1]...)
+		left, okLeft := p.vocab[m[0]]
+		right, okRight := p.vocab[m[1]]
+		made, okMade := p.vocab[string(joined)]
+		if !okLeft || !okRight || !okMade {
+			return nil, fmt.Errorf("merge %d (%q, %q): the vocabulary lacks a part or the result", rank, m[0], m[1])
+		}
+		rules[rank] = merge{left, right, made}
+	}
+	return rules, nil
 }
 
 func (p *parts) build() (*Tokenizer, error) {
-	bpe, err := newBPE(p.tokens, p.merges)
+	tokens, err := p.tokens()
+	if err != nil {
+		return nil, err
+	}
+	rules, err := p.rules()
+	if err != nil {
+		return nil, err
+	}
+	bpe, err := newBPE(tokens, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -105,7 +150,9 @@ func (p *parts) build() (*Tokenizer, error) {
 		normalize: func(s string) string { return s },
 		next:      p.next,
 		bpe:       bpe,
-		tokens:    p.tokens,
+		tokens:    tokens,
+		special:   make([]bool, len(tokens)),
+		vocab:     p.vocab,
 		ids:       make(map[string]int32, len(p.added)),
 		bos:       p.bos,
 		eos:       p.eos,
@@ -114,7 +161,6 @@ func (p *parts) build() (*Tokenizer, error) {
 	if p.nfc {
 		t.normalize = nfc
 	}
-	t.special = make([]bool, len(p.tokens))
 	for _, a := range p.added {
 		_, twice := t.ids[a.content]
 		switch {
@@ -122,13 +168,13 @@ func (p *parts) build() (*Tokenizer, error) {
 			return nil, fmt.Errorf("added token %q (id %d) is not text", a.content, a.id)
 		case twice:
 			return nil, fmt.Errorf("added token %q occurs twice", a.content)
-		case p.tokens[a.id] != "" && p.tokens[a.id] != a.content:
-			return nil, fmt.Errorf("added token %q has id %d, which is %q already", a.content, a.id, p.tokens[a.id])
-		case a.special && slices.Contains(bpe.result, a.id):
+		case tokens[a.id] != "" && tokens[a.id] != a.content:
+			return nil, fmt.Errorf("added token %q has id %d, which is %q already", a.content, a.id, tokens[a.id])
+		case a.special && slices.Contains(bpe.id, a.id):
 			return nil, fmt.Errorf("special token %q (id %d) is the result of a merge, so that text could form it", a.content, a.id)
 		}
 		t.ids[a.content] = a.id
-		t.tokens[a.id] = a.content
+		tokens[a.id] = a.content
 		t.special[a.id] = a.special
 	}
 	t.added = newMatcher(p.added)
