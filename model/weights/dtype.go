@@ -59,13 +59,20 @@ func product(a, b int64) (int64, bool) {
 	return int64(lo), hi == 0 && lo <= 1<<63-1
 }
 
-// elements returns the number of elements of a shape.
+// elements returns the number of elements of a shape; ok is false when an int64
+// cannot count them, or could not if the dimensions of 0 were 1.
 func elements(shape []int) (n int64, ok bool) {
+	empty := false
 	n = 1
 	for _, d := range shape {
-		if n, ok = product(n, int64(d)); !ok {
+		if d == 0 {
+			empty = true
+		} else if n, ok = product(n, int64(d)); !ok {
 			return 0, false
 		}
+	}
+	if empty {
+		n = 0
 	}
 	return n, true
 }

@@ -19,22 +19,24 @@ type folder struct {
 	dir    string // as the user knows it
 	root   *os.Root
 	prefix string // of dir in root
+	hubID  string // of a snapshot in the cache; else empty
 }
 
 func newFolder(dir string) (*folder, error) {
-	top, prefix := dir, "."
+	top, prefix, hubID := dir, ".", ""
 	if abs, err := filepath.Abs(dir); err == nil {
 		snapshots := filepath.Dir(abs)
 		repo := filepath.Dir(snapshots)
-		if filepath.Base(snapshots) == "snapshots" && strings.HasPrefix(filepath.Base(repo), "models--") {
+		if name, ok := strings.CutPrefix(filepath.Base(repo), "models--"); ok && filepath.Base(snapshots) == "snapshots" {
 			top, prefix = repo, filepath.Join("snapshots", filepath.Base(abs))
+			hubID = strings.Replace(name, "--", "/", 1)
 		}
 	}
 	root, err := os.OpenRoot(top)
 	if err != nil {
 		return nil, err
 	}
-	return &folder{dir: dir, root: root, prefix: prefix}, nil
+	return &folder{dir: dir, root: root, prefix: prefix, hubID: hubID}, nil
 }
 
 func (f *folder) path(name string) string { return filepath.Join(f.dir, name) }

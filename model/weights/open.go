@@ -7,6 +7,7 @@
 package weights
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,7 @@ type Model struct {
 
 	tensors map[string]*Tensor
 	folder  *folder // nil for a .gguf file
+	gguf    *GGUF   // nil for a folder
 	closers []io.Closer
 }
 
@@ -47,10 +49,18 @@ func Open(spec string) (*Model, error) {
 	switch {
 	case err == nil && info.IsDir():
 		return openFolder(spec, "")
+	case err == nil && strings.EqualFold(filepath.Ext(spec), ".gguf"):
+		return openGGUFModel(spec)
 	case err == nil:
-		return nil, fmt.Errorf("%s: neither a folder nor a .gguf file", spec)
+		return nil, fmt.Errorf("%s: neither a folder nor a .gguf file; a model is one of them, or a hub id (org/name)", spec)
+	case !errors.Is(err, os.ErrNotExist):
+		return nil, err
 	}
-	return nil, err
+	dir, err := findInCaches(spec)
+	if err != nil {
+		return nil, err
+	}
+	return openFolder(dir, spec)
 }
 
 // openFolder opens a model in the Hugging Face layout.
@@ -59,7 +69,7 @@ func openFolder(dir, hubID string) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{Dir: dir, HubID: hubID, folder: folder, closers: []io.Closer{folder.root}}
+	m := &Model{Dir: dir, HubID: cmp.Or(hubID, folder.hubID), folder: folder, closers: []io.Closer{folder.root}}
 	if err := m.load(); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -193,6 +203,10 @@ func (m *Model) Tensor(name string) (*Tensor, error) {
 	}
 	return nil, fmt.Errorf("%s: the model has no tensor %q", where, name)
 }
+
+// GGUF returns the .gguf file the model was opened from, with its tokenizer; nil
+// for a folder.
+func (m *Model) GGUF() *GGUF { return m.gguf }
 
 // ReadFile reads a file that lies beside the weights, such as tokenizer.json.
 // When there is none the error is fs.ErrNotExist.

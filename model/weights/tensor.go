@@ -59,9 +59,9 @@ func (t *Tensor) ReadRowsRaw(dst []byte, row, n int) error {
 	return t.readAt(dst, int64(row)*rowBytes)
 }
 
-// ReadRowsF32 fills dst with rows [row, row+n) as float32, dequantised or widened;
-// every value is exact, as the stored type defines it. dst must have n*RowLen
-// elements.
+// ReadRowsF32 fills dst with rows [row, row+n) as float32: F16 and BF16 widened,
+// which is exact, the blocked types dequantised as their format defines. dst must
+// have n*RowLen elements.
 func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	widen := decoders[t.DType]
 	width := t.RowLen()
@@ -71,7 +71,7 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	case len(dst) != n*width:
 		return fmt.Errorf("%s: %d elements asked for %d rows of %d", t.Name, len(dst), n, width)
 	}
-	if err := t.checkRows(row, n); err != nil {
+	if err := t.checkRows(row, n); err != nil || n == 0 {
 		return err
 	}
 	if t.permuted != 0 {
