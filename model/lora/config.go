@@ -129,7 +129,7 @@ func (c Config) check() error {
 // of is the rank and scale of a module, as PEFT resolves its patterns.
 func (c Config) of(module string) (rank int, scale float32, err error) {
 	rank, alpha := c.R, c.Alpha
-	for _, key := range sortedKeys(c.RankPattern) {
+	for _, key := range SortedKeys(c.RankPattern) {
 		ok, err := patternMatches(key, module)
 		if err != nil {
 			return 0, 0, err
@@ -139,7 +139,7 @@ func (c Config) of(module string) (rank int, scale float32, err error) {
 			break
 		}
 	}
-	for _, key := range sortedKeys(c.AlphaPattern) {
+	for _, key := range SortedKeys(c.AlphaPattern) {
 		ok, err := patternMatches(key, module)
 		if err != nil {
 			return 0, 0, err
@@ -165,7 +165,8 @@ func patternMatches(key, module string) (bool, error) {
 	return re.MatchString(module), nil
 }
 
-func sortedKeys[V any](m map[string]V) []string {
+// SortedKeys lists the keys of a map in order.
+func SortedKeys[V any](m map[string]V) []string {
 	keys := make([]string, 0, len(m))
 	for k := range m {
 		keys = append(keys, k)

@@ -83,23 +83,32 @@ func Load(dir string, base weights.Config) (*Set, []float32, Base, error) {
 	}
 	defer file.Close()
 	params := make([]float32, set.Len())
-	expected := map[string]bool{}
-	set.Named(func(name string, rows, cols, offset int) {
-		expected[name] = true
-		if err == nil {
-			err = readFactor(file, name, rows, cols, params[offset:])
-		}
-	})
-	if err != nil {
+	if err := set.ReadEntries(file, "", params); err != nil {
 		return fail(fmt.Errorf("%s: %w", path, err))
-	}
-	for _, name := range file.Names() {
-		if !expected[name] {
-			return fail(fmt.Errorf("%s: %s belongs to no module that %s targets in this base", path, name, ConfigFile))
-		}
 	}
 	from.Fingerprint = file.Metadata[fingerprintKey]
 	return set, params, from, nil
+}
+
+// ReadEntries reads what Entries wrote. A tensor that belongs to no module is an error.
+func (s *Set) ReadEntries(file *weights.File, prefix string, flat []float32) error {
+	expected := map[string]bool{}
+	var err error
+	s.Named(func(name string, rows, cols, offset int) {
+		expected[prefix+name] = true
+		if err == nil {
+			err = readFactor(file, prefix+name, rows, cols, flat[offset:])
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range file.Names() {
+		if strings.HasPrefix(name, prefix) && !expected[name] {
+			return fmt.Errorf("%s belongs to no module that %s targets in this base", name, ConfigFile)
+		}
+	}
+	return nil
 }
 
 // readFactor reads one A or B and refuses values that are not finite.

@@ -131,3 +131,14 @@ func (s *Set) Named(f func(name string, rows, cols, offset int)) {
 		f("base_model.model."+m.name+".lora_B.weight", m.out, m.rank, m.b)
 	}
 }
+
+// SetDropout switches the configured dropout on, for training, or off.
+func (s *Set) SetDropout(on bool) {
+	p := float32(0)
+	if on {
+		p = float32(s.Config.Dropout)
+	}
+	for _, m := range s.modules {
+		s.weights[m.layer][m.slot].Modules[m.index].Drop = p
+	}
+}

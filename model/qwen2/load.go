@@ -1,7 +1,6 @@
 package qwen2
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math"
 
@@ -85,7 +84,7 @@ func (m *Model) load(src *weights.Model, l *layout) error {
 		if err != nil {
 			return err
 		}
-		if err := m.b.Write(*n.dst, floatBytes(v)); err != nil {
+		if err := ops.WriteF32(m.b, *n.dst, v); err != nil {
 			return err
 		}
 	}
@@ -150,16 +149,8 @@ func (m *Model) loadRope() error {
 			cos[p*half+i], sin[p*half+i] = float32(c), float32(s)
 		}
 	}
-	if err := m.b.Write(m.rope.Cos, floatBytes(cos)); err != nil {
+	if err := ops.WriteF32(m.b, m.rope.Cos, cos); err != nil {
 		return err
 	}
-	return m.b.Write(m.rope.Sin, floatBytes(sin))
-}
-
-func floatBytes(v []float32) []byte {
-	b := make([]byte, 0, 4*len(v))
-	for _, f := range v {
-		b = binary.LittleEndian.AppendUint32(b, math.Float32bits(f))
-	}
-	return b
+	return ops.WriteF32(m.b, m.rope.Sin, sin)
 }

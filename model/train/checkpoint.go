@@ -1,0 +1,267 @@
+package train
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"time"
+
+	"qlora/internal/atomicfile"
+	"qlora/internal/strictjson"
+	"qlora/model/data"
+	"qlora/model/lora"
+	"qlora/model/ops"
+	"qlora/model/weights"
+)
+
+// Files of a checkpoint beside the adapter's.
+const (
+	ArgsName      = "args.json"
+	optimizerName = "optimizer.safetensors" // AdamW's two moments
+	progressName  = "progress.json"         // position, and what the run depends on
+	trainerName   = "trainer_state.json"
+)
+
+// progress is progress.json. A run may go on from it only with the same settings: all that the bits of
+// the result depend on, each under the flag that sets it.
+type progress struct {
+	Position position          `json:"position"`
+	Settings map[string]string `json:"settings"`
+}
+
+// settings lists what a resumed run must share with the run that saved.
+func (r *Run) settings() (map[string]string, error) {
+	o := r.Options
+	o.LoggingSteps, o.LoggingFirstStep, o.SaveStrategy, o.SaveSteps, o.SaveTotalLimit = 0, false, "", 0, 0
+	o.EvalStrategy, o.EvalSteps = "", 0
+	settings := map[string]string{}
+	for name, v := range map[string]any{"training option": o, "lora option": r.Set.Config} {
+		text, err := json.Marshal(v)
+		if err != nil {
+			return nil, err
+		}
+		fields := map[string]json.RawMessage{}
+		if err := json.Unmarshal(text, &fields); err != nil {
+			return nil, err
+		}
+		for key, value := range fields {
+			settings[name+" "+key] = string(value)
+		}
+	}
+	settings["dataset"] = data.Fingerprint(r.Samples)
+	settings["base model"] = r.Base.Fingerprint
+	settings["backend"] = r.Backend.Name()
+	settings["packed row"] = fmt.Sprint(r.Model.Batch.MaxT)
+	return settings, nil
+}
+
+func checkpointName(step int) string { return fmt.Sprintf("checkpoint-%d", step) }
+
+func (l *loop) checkpointPath(name string) string { return filepath.Join(l.Dir, name) }
+func (l *loop) checkpointDir(step int) string     { return l.checkpointPath(checkpointName(step)) }
+
+// save writes the checkpoint of the step just done, whole or not at all, and removes those that
+// save_total_limit does not keep.
+func (l *loop) save() error {
+	dir := l.checkpointDir(l.at.Step)
+	if _, err := os.Stat(dir); err == nil {
+		return nil // saved already, and a step's checkpoint never changes
+	}
+	if err := atomicfile.WriteDir(dir, l.fill); err != nil {
+		return fmt.Errorf("saving %s: %w", dir, err)
+	}
+	return l.prune()
+}
+
+// fill writes a checkpoint's files into dir.
+func (l *loop) fill(dir string) error {
+	m := l.Model
+	params, err := ops.ReadF32(l.Backend, m.Params)
+	if err != nil {
+		return err
+	}
+	if err := l.Set.Save(dir, params, l.Base); err != nil {
+		return err
+	}
+	var moments []weights.Entry
+	for _, t := range []struct {
+		prefix string
+		tensor ops.Tensor
+	}{{"exp_avg.", m.Moment1}, {"exp_avg_sq.", m.Moment2}} {
+		v, err := ops.ReadF32(l.Backend, t.tensor)
+		if err != nil {
+			return err
+		}
+		moments = append(moments, l.Set.Entries(v, t.prefix)...)
+	}
+	if err := weights.WriteSafetensors(filepath.Join(dir, optimizerName), weights.PTMetadata, moments); err != nil {
+		return err
+	}
+	settings, err := l.settings()
+	if err != nil {
+		return err
+	}
+	state, err := json.MarshalIndent(progress{l.at, settings}, "", "  ")
+	if err != nil {
+		return err
+	}
+	trainer, err := l.trainerState()
+	if err != nil {
+		return err
+	}
+	for _, f := range []struct {
+		name string
+		data []byte
+	}{{progressName, append(state, '\n')}, {trainerName, trainer}, {ArgsName, l.Args}, {"README.md", l.card()}} {
+		if f.data == nil {
+			continue
+		}
+		if err := writeFile(dir, f.name, f.data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// card is the adapter's README: what hubs and people read first.
+func (l *loop) card() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "---\nbase_model: %s\nlibrary_name: peft\ntags:\n- lora\n- qlora\n---\n\n", l.Base.Name)
+	fmt.Fprintf(&b, "LoRA adapter for `%s`: rank %d, alpha %g, %d modules, %d parameters, %d of %d optimizer steps on %d samples.\n",
+		l.Base.Name, l.Set.Config.R, l.Set.Config.Alpha, l.Set.Modules(), l.Set.Len(), l.at.Step, l.total, len(l.Samples))
+	return b.Bytes()
+}
+
+var checkpointPattern = regexp.MustCompile(`^checkpoint-(\d+)$`)
+
+// Checkpoints lists the steps of a run's complete checkpoints, ascending.
+func Checkpoints(dir string) ([]int, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var steps []int
+	for _, e := range entries {
+		if m := checkpointPattern.FindStringSubmatch(e.Name()); m != nil && e.IsDir() {
+			step, err := strconv.Atoi(m[1])
+			if err == nil {
+				steps = append(steps, step)
+			}
+		}
+	}
+	slices.Sort(steps)
+	return steps, nil
+}
+
+// prune keeps save_total_limit checkpoints: the last ones, and the best whatever its age.
+func (l *loop) prune() error {
+	if l.Options.SaveTotalLimit == 0 {
+		return nil
+	}
+	steps, err := Checkpoints(l.Dir)
+	if err != nil {
+		return err
+	}
+	excess := len(steps) - l.Options.SaveTotalLimit
+	for _, step := range steps[:len(steps)-1] {
+		if excess <= 0 {
+			break
+		}
+		if checkpointName(step) == l.at.Best {
+			continue
+		}
+		if err := os.RemoveAll(l.checkpointDir(step)); err != nil {
+			return err
+		}
+		excess--
+	}
+	return nil
+}
+
+// resume takes adapter, moments and position from a checkpoint of a run with the same settings.
+func (r *Run) resume(dir string) (position, error) {
+	text, err := os.ReadFile(filepath.Join(dir, progressName))
+	if err != nil {
+		return position{}, fmt.Errorf("--resume_from_checkpoint %s: not a checkpoint to go on from: %w", dir, err)
+	}
+	var p progress
+	if err := strictjson.Unmarshal(text, 64<<20, &p); err != nil {
+		return position{}, fmt.Errorf("%s: %w", filepath.Join(dir, progressName), err)
+	}
+	now, err := r.settings()
+	if err != nil {
+		return position{}, err
+	}
+	for _, key := range lora.SortedKeys(now) {
+		if p.Settings[key] != now[key] {
+			return position{}, fmt.Errorf("--resume_from_checkpoint %s: the %s was %s and is now %s: a run can only go on with the settings it was started with; "+
+				"to start a new run from this adapter, give --adapters %[1]s instead", dir, key, orNone(p.Settings[key]), orNone(now[key]))
+		}
+	}
+	if err := r.readMoments(filepath.Join(dir, optimizerName)); err != nil {
+		return position{}, err
+	}
+	set, params, _, err := lora.Load(dir, r.Model.Config)
+	if err != nil {
+		return position{}, err
+	}
+	if set.Len() != r.Set.Len() {
+		return position{}, fmt.Errorf("%s: the adapter has %d parameters, not %d", dir, set.Len(), r.Set.Len())
+	}
+	return p.Position, ops.WriteF32(r.Backend, r.Model.Params, params)
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "unset"
+	}
+	return s
+}
+
+func (r *Run) readMoments(path string) error {
+	file, err := weights.OpenSafetensors(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	for prefix, dst := range map[string]ops.Tensor{"exp_avg.": r.Model.Moment1, "exp_avg_sq.": r.Model.Moment2} {
+		flat := make([]float32, r.Set.Len())
+		if err := r.Set.ReadEntries(file, prefix, flat); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if err := ops.WriteF32(r.Backend, dst, flat); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var runPattern = regexp.MustCompile(`^v(\d+)-`)
+
+// NewDir makes the folder of a new run below output: v{N}-{YYYYMMDD-HHMMSS}, N one more than any there.
+func NewDir(output string, now time.Time) (string, error) {
+	entries, err := os.ReadDir(output)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	next := 0
+	for _, e := range entries {
+		if m := runPattern.FindStringSubmatch(e.Name()); m != nil {
+			if n, err := strconv.Atoi(m[1]); err == nil {
+				next = max(next, n+1)
+			}
+		}
+	}
+	dir := filepath.Join(output, fmt.Sprintf("v%d-%s", next, now.Format("20060102-150405")))
+	return dir, os.MkdirAll(dir, 0o777)
+}

@@ -1,0 +1,175 @@
+// Package train is the loop from samples to an adapter: optimizer steps over packed rows, the schedule,
+// evaluation, logs, and checkpoints from which a run goes on bit for bit.
+//
+// The loss of an optimizer step is a sum over its label tokens divided by their number, so the
+// samples that per-device batch and accumulation put into one step are packed into as few rows as fit:
+// the same gradient to rounding, in fewer products.
+package train
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+
+	"qlora/model/data"
+	"qlora/model/lora"
+	"qlora/model/ops"
+	"qlora/model/qwen2"
+)
+
+// Strategy says when to evaluate or save.
+type Strategy string
+
+const (
+	Never Strategy = "no"
+	Steps Strategy = "steps"
+	Epoch Strategy = "epoch"
+)
+
+// Options are the settings of a run, named as ms-swift's flags.
+type Options struct {
+	Epochs      float64 // num_train_epochs
+	MaxSteps    int     // max_steps; 0: by Epochs
+	StepSamples int     // samples of an optimizer step: batch size times accumulation
+	RowTokens   int     // tokens of a packed row at most; 0: what Room chooses
+
+	LearningRate, WeightDecay float64
+	LRRatio                   float64 // lorap_lr_ratio: B's rate over A's
+	Beta1, Beta2, Eps         float64
+	MaxGradNorm               float64
+	Schedule                  string // lr_scheduler_type
+	WarmupRatio               float64
+	WarmupSteps               int
+
+	Seed           uint32 // adapter's start, dropout
+	DataSeed       uint64 // order of the samples
+	Shuffle        bool   // train_dataloader_shuffle: anew for every epoch
+	DatasetShuffle bool   // dataset_shuffle: once
+
+	LoggingSteps     int
+	LoggingFirstStep bool
+	EvalStrategy     Strategy
+	EvalSteps        int
+	SaveStrategy     Strategy
+	SaveSteps        int
+	SaveTotalLimit   int // 0: all are kept
+
+	Pad data.Pad // rows are rounded up to what the backend likes
+}
+
+func (o Options) check() error {
+	positive := func(flag string, v float64) error {
+		if !(v > 0) || math.IsInf(v, 0) {
+			return fmt.Errorf("--%s %v: must be a positive number", flag, v)
+		}
+		return nil
+	}
+	for _, f := range []struct {
+		flag string
+		v    float64
+	}{
+		{"learning_rate", o.LearningRate}, {"per_device_train_batch_size x --gradient_accumulation_steps", float64(o.StepSamples)},
+		{"logging_steps", float64(o.LoggingSteps)}, {"adam_epsilon", o.Eps}, {"lorap_lr_ratio", o.LRRatio},
+	} {
+		if err := positive(f.flag, f.v); err != nil {
+			return err
+		}
+	}
+	if o.MaxSteps <= 0 {
+		if err := positive("num_train_epochs", o.Epochs); err != nil {
+			return err
+		}
+	}
+	for _, f := range []struct {
+		flag string
+		v    float64
+	}{{"adam_beta1", o.Beta1}, {"adam_beta2", o.Beta2}, {"warmup_ratio", o.WarmupRatio}} {
+		if !(f.v >= 0 && f.v < 1) {
+			return fmt.Errorf("--%s %v: must be at least 0 and less than 1", f.flag, f.v)
+		}
+	}
+	for _, f := range []struct {
+		flag string
+		v    float64
+	}{{"weight_decay", o.WeightDecay}, {"max_grad_norm", o.MaxGradNorm}, {"warmup_steps", float64(o.WarmupSteps)}, {"save_total_limit", float64(o.SaveTotalLimit)}} {
+		if !(f.v >= 0) || math.IsInf(f.v, 0) {
+			return fmt.Errorf("--%s %v: must not be negative", f.flag, f.v)
+		}
+	}
+	if o.WarmupRatio > 0 && o.WarmupSteps > 0 {
+		return fmt.Errorf("--warmup_ratio %v and --warmup_steps %d both set the warm-up: give one", o.WarmupRatio, o.WarmupSteps)
+	}
+	if o.EvalStrategy == Steps && o.EvalSteps < 1 {
+		return fmt.Errorf("--eval_steps %d: must be at least 1", o.EvalSteps)
+	}
+	if o.SaveStrategy == Steps && o.SaveSteps < 1 {
+		return fmt.Errorf("--save_steps %d: must be at least 1", o.SaveSteps)
+	}
+	_, err := newSchedule(o, 1)
+	return err
+}
+
+// totalSteps is the number of optimizer steps of the run.
+func (o Options) totalSteps(order data.Order) int {
+	if o.MaxSteps > 0 {
+		return o.MaxSteps
+	}
+	return int(math.Ceil(o.Epochs*float64(order.StepsPerEpoch(o.StepSamples)) - 1e-9))
+}
+
+// Room is how large a packed row can get: what qwen2.Build must make room for. Rows hold at most
+// rowTokens tokens (0: 2048), but always the longest sample whole.
+func Room(samples, eval []data.Sample, stepSamples, rowTokens int, pad data.Pad) (maxT, maxS, maxN int) {
+	if rowTokens <= 0 {
+		rowTokens = 2048
+	}
+	longest, total := 1, 0
+	for _, set := range [][]data.Sample{samples, eval} {
+		sum := 0
+		for _, s := range set {
+			longest = max(longest, len(s.IDs))
+			sum += len(s.IDs)
+		}
+		total = max(total, sum)
+	}
+	multiple := max(pad.Multiple, 1)
+	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
+	maxT = up(max(min(rowTokens, total, longest*max(stepSamples, len(eval))), longest))
+	return maxT, min(maxT, max(stepSamples, len(eval))) + 1, maxT
+}
+
+// Run is one training run: a model in a backend's memory, the adapter being trained, and its data.
+type Run struct {
+	Backend ops.Backend
+	Model   *qwen2.Model
+	Set     *lora.Set
+	Base    lora.Base
+	Samples []data.Sample
+	Eval    []data.Sample // may be empty
+	Options Options
+	Args    json.RawMessage // written as args.json beside every checkpoint
+	Dir     string          // the run's folder
+	Hooks   Hooks
+}
+
+// Hooks report on a run as it goes. Nil ones are not called.
+type Hooks struct {
+	Step   func(Progress)
+	Log    func(Record)
+	Notice func(string)
+}
+
+// Progress is where a run stands after an optimizer step.
+type Progress struct {
+	Step, MaxSteps int
+	Loss           float64
+	Tokens         int     // of this step
+	TokensPerSec   float64 // of this step
+	Elapsed, Left  float64 // seconds
+}
+
+func (r *Run) notice(format string, args ...any) {
+	if r.Hooks.Notice != nil {
+		r.Hooks.Notice(fmt.Sprintf(format, args...))
+	}
+}

@@ -1,0 +1,180 @@
+package train
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"qlora/model/data"
+)
+
+// Interrupted is a run stopped from outside between two optimizer steps.
+type Interrupted struct {
+	Cause      error
+	Step       int
+	Checkpoint string // where to go on from; "" before the first step
+}
+
+func (e *Interrupted) Error() string {
+	if e.Checkpoint == "" {
+		return fmt.Sprintf("interrupted (%v) before the first step: nothing to save", e.Cause)
+	}
+	return fmt.Sprintf("interrupted (%v) after step %d; go on with --resume_from_checkpoint %s", e.Cause, e.Step, e.Checkpoint)
+}
+
+// Result is what a finished run leaves.
+type Result struct {
+	Steps           int
+	Loss            float64 // of the last step
+	Last, Best      string  // checkpoints; Best is "" without evaluation
+	BestMetric      float64
+	Tokens, Labels  int
+	Seconds         float64
+	TokensPerSecond float64
+}
+
+// position is where a run stands: all that a checkpoint keeps beside adapter and moments.
+type position struct {
+	Step    int         `json:"step"`
+	Cursor  data.Cursor `json:"cursor"`
+	Since   tally       `json:"since_last_log"`
+	Steps   int         `json:"steps_since_last_log"`
+	Losses  float64     `json:"losses_since_last_log"` // sum of the steps' losses
+	Total   tally       `json:"total"`
+	Loss    float64     `json:"last_loss"`
+	Norm    float64     `json:"last_grad_norm"`
+	Best    string      `json:"best"` // name of a checkpoint folder
+	Metric  float64     `json:"best_metric"`
+	History []Record    `json:"history"`
+}
+
+// loop is a run in progress.
+type loop struct {
+	*Run
+	at         position
+	sampler    *data.Sampler
+	schedule   schedule
+	total      int // optimizer steps of the whole run
+	perEpoch   int
+	started    time.Time
+	from       int // step it started from
+	fromTokens int
+	log        *logFile
+}
+
+// Start initialises the adapter, or takes it and the optimizer from a checkpoint of the same run, and
+// trains to the end. from is "" or the checkpoint's folder.
+func (r *Run) Start(ctx context.Context, from string) (Result, error) {
+	if err := r.Options.check(); err != nil {
+		return Result{}, err
+	}
+	if len(r.Samples) == 0 {
+		return Result{}, errors.New("train: no samples")
+	}
+	order := data.Order{N: len(r.Samples), Seed: r.Options.DataSeed, DatasetShuffle: r.Options.DatasetShuffle, EpochShuffle: r.Options.Shuffle}
+	l := &loop{Run: r, total: r.Options.totalSteps(order), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
+	var err error
+	if l.schedule, err = newSchedule(r.Options, l.total); err != nil {
+		return Result{}, err
+	}
+	if from != "" {
+		if l.at, err = r.resume(from); err != nil {
+			return Result{}, err
+		}
+	}
+	l.from, l.fromTokens = l.at.Step, l.at.Total.Tokens
+	r.Model.ParamsChanged()
+	if l.sampler, err = data.NewSampler(order, l.at.Cursor); err != nil {
+		return Result{}, fmt.Errorf("%s: %w", from, err)
+	}
+	if l.log, err = openLog(r.Dir, l.at.History); err != nil {
+		return Result{}, err
+	}
+	defer l.log.Close()
+	return l.run(ctx)
+}
+
+func (l *loop) run(ctx context.Context) (Result, error) {
+	for l.at.Step < l.total {
+		begun := time.Now()
+		idx := l.sampler.Next(l.Options.StepSamples)
+		step := l.at.Step + 1
+		sum, norm, err := l.step(ctx, step, idx, l.schedule.rate(step))
+		if err != nil {
+			if ctx.Err() != nil {
+				return Result{}, l.interrupted(ctx)
+			}
+			return Result{}, err
+		}
+		l.at.Step, l.at.Cursor = step, l.sampler.Cursor()
+		l.at.Since.add(sum)
+		l.at.Total.add(sum)
+		l.at.Steps++
+		l.at.Loss, l.at.Norm = sum.mean(), norm
+		l.at.Losses += l.at.Loss
+		l.report(sum, time.Since(begun).Seconds())
+		if err := l.due(ctx); err != nil {
+			if ctx.Err() != nil {
+				return Result{}, l.interrupted(ctx)
+			}
+			return Result{}, err
+		}
+	}
+	return l.result()
+}
+
+// due logs, evaluates and saves where the step just done asks for it. The last step does all three.
+func (l *loop) due(ctx context.Context) error {
+	o, step, last := l.Options, l.at.Step, l.at.Step == l.total
+	epochEnd := l.at.Cursor.Index == 0
+	if last || step%o.LoggingSteps == 0 || (step == 1 && o.LoggingFirstStep) {
+		if err := l.logTraining(); err != nil {
+			return err
+		}
+	}
+	if len(l.Eval) > 0 && o.EvalStrategy != Never && (last || o.EvalStrategy == Epoch && epochEnd || o.EvalStrategy == Steps && step%o.EvalSteps == 0) {
+		if err := l.logEvaluation(ctx); err != nil {
+			return err
+		}
+	}
+	if o.SaveStrategy != Never && (last || o.SaveStrategy == Epoch && epochEnd || o.SaveStrategy == Steps && step%o.SaveSteps == 0) {
+		return l.save()
+	}
+	return nil
+}
+
+// interrupted saves what is done so far.
+func (l *loop) interrupted(ctx context.Context) error {
+	stop := &Interrupted{Cause: context.Cause(ctx), Step: l.at.Step}
+	if l.at.Step == 0 {
+		return stop
+	}
+	if err := l.save(); err != nil {
+		return fmt.Errorf("%w; saving failed: %w", stop, err)
+	}
+	stop.Checkpoint = l.checkpointDir(l.at.Step)
+	return stop
+}
+
+func (l *loop) report(sum tally, seconds float64) {
+	if l.Hooks.Step == nil {
+		return
+	}
+	elapsed := time.Since(l.started).Seconds()
+	l.Hooks.Step(Progress{Step: l.at.Step, MaxSteps: l.total, Loss: sum.mean(), Tokens: sum.Tokens, TokensPerSec: float64(sum.Tokens) / seconds,
+		Elapsed: elapsed, Left: elapsed / float64(l.at.Step-l.from) * float64(l.total-l.at.Step)})
+}
+
+func (l *loop) result() (Result, error) {
+	seconds := time.Since(l.started).Seconds()
+	r := Result{Steps: l.at.Step, Loss: l.at.Loss, BestMetric: l.at.Metric, Tokens: l.at.Total.Tokens, Labels: l.at.Total.Labels, Seconds: seconds,
+		TokensPerSecond: float64(l.at.Total.Tokens-l.fromTokens) / seconds}
+	if l.Options.SaveStrategy != Never {
+		r.Last = l.checkpointDir(l.at.Step)
+	}
+	if l.at.Best != "" {
+		r.Best = l.checkpointPath(l.at.Best)
+	}
+	return r, l.log.finish(r)
+}

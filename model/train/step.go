@@ -1,0 +1,181 @@
+package train
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"qlora/model/data"
+	"qlora/model/ops"
+)
+
+// tally sums what the label rows of some samples gave.
+type tally struct {
+	NLL    float64 `json:"nll"`
+	Hits   float64 `json:"hits"`
+	Labels int     `json:"labels"`
+	Tokens int     `json:"tokens"`
+}
+
+func (t *tally) add(o tally) {
+	t.NLL += o.NLL
+	t.Hits += o.Hits
+	t.Labels += o.Labels
+	t.Tokens += o.Tokens
+}
+
+// mean is the loss: nats a label token.
+func (t tally) mean() float64 { return t.NLL / float64(max(t.Labels, 1)) }
+
+// accuracy is the share of label tokens the model would have picked.
+func (t tally) accuracy() float64 { return t.Hits / float64(max(t.Labels, 1)) }
+
+// NonFinite is a step whose gradient is not a number. Nothing was updated.
+type NonFinite struct {
+	Step    int
+	Samples []string // file and row of samples whose own loss is not finite; all of the step where none is
+}
+
+func (e *NonFinite) Error() string {
+	return fmt.Sprintf("step %d: the gradient is not finite, so neither adapter nor optimizer was changed; samples: %s. "+
+		"Look at those rows, or lower --learning_rate", e.Step, list(e.Samples, 5))
+}
+
+func list(items []string, most int) string {
+	text := ""
+	for i, s := range items {
+		if i == most {
+			return fmt.Sprintf("%s and %d more", text, len(items)-most)
+		}
+		if i > 0 {
+			text += "; "
+		}
+		text += s
+	}
+	return text
+}
+
+// step runs one optimizer step on the samples idx: number step, counted from 1. Cancelling ctx
+// leaves the parameters as they were.
+func (r *Run) step(ctx context.Context, step int, idx []int, lr float64) (tally, float64, error) {
+	samples := make([]data.Sample, len(idx))
+	for i, j := range idx {
+		samples[i] = r.Samples[j]
+	}
+	rows, err := data.Pack(samples, r.Model.Batch.MaxT, r.Options.Pad)
+	if err != nil {
+		return tally{}, 0, err
+	}
+	scale := float32(1 / float64(data.LabelTokens(samples)))
+	r.Backend.Zero(r.Model.Grads)
+	var sum tally
+	suspects := map[int32]bool{}
+	for _, row := range rows {
+		if ctx.Err() != nil {
+			return tally{}, 0, ctx.Err()
+		}
+		if err := r.Model.Load(host(row, r.Options.Seed, uint32(step), scale)); err != nil {
+			return tally{}, 0, err
+		}
+		r.Model.Forward()
+		r.Model.Backward()
+		one, err := r.read(row, suspects)
+		if err != nil {
+			return tally{}, 0, err
+		}
+		sum.add(one)
+	}
+	norm, err := r.update(step, lr)
+	if err != nil {
+		return tally{}, 0, err
+	}
+	if math.IsNaN(norm) || math.IsInf(norm, 0) {
+		return tally{}, 0, nonFinite(step, samples, suspects)
+	}
+	return sum, norm, nil
+}
+
+func nonFinite(step int, samples []data.Sample, suspects map[int32]bool) error {
+	e := &NonFinite{Step: step}
+	for i, s := range samples {
+		if len(suspects) == 0 || suspects[int32(i)] {
+			e.Samples = append(e.Samples, fmt.Sprintf("%s, row %d", s.File, s.Row))
+		}
+	}
+	return e
+}
+
+// update is AdamW on the accumulated gradients. It returns their norm before clipping.
+func (r *Run) update(step int, lr float64) (float64, error) {
+	m, o := r.Model, r.Options
+	r.Backend.GradNorm(m.Norm, m.Grads)
+	r.Backend.AdamW(m.Params, m.Moment1, m.Moment2, m.Grads, m.Norm, ops.AdamWArgs{
+		Step: step, Beta1: float32(o.Beta1), Beta2: float32(o.Beta2), Eps: float32(o.Eps), MaxNorm: float32(o.MaxGradNorm),
+		Groups: r.Set.Groups(lr, o.WeightDecay, o.LRRatio)})
+	m.ParamsChanged()
+	norm, err := ops.ReadF32(r.Backend, m.Norm)
+	if err != nil {
+		return 0, err
+	}
+	if norm[1] != 0 {
+		return math.NaN(), nil
+	}
+	return float64(norm[0]), nil
+}
+
+// read sums the losses of the row just run, in row order, and notes samples whose loss is not finite.
+func (r *Run) read(row data.Row, suspects map[int32]bool) (tally, error) {
+	sum := tally{Labels: len(row.Rows), Tokens: len(row.IDs)}
+	if sum.Labels == 0 {
+		return sum, r.Backend.Sync()
+	}
+	nll, err := ops.ReadF32(r.Backend, r.Model.NLL.Rows(0, sum.Labels))
+	if err != nil {
+		return tally{}, err
+	}
+	hit, err := ops.ReadF32(r.Backend, r.Model.Hit.Rows(0, sum.Labels))
+	if err != nil {
+		return tally{}, err
+	}
+	for i, v := range nll {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			suspects[row.Sample[row.Rows[i]]] = true
+		}
+		sum.NLL += float64(v)
+		sum.Hits += float64(hit[i])
+	}
+	return sum, r.Backend.Sync()
+}
+
+// host is a packed row as the backend takes it.
+func host(row data.Row, seed, step uint32, scale float32) ops.HostBatch {
+	return ops.HostBatch{IDs: row.IDs, Pos: row.Pos, Sample: row.Sample, SegStart: row.SegStart, Rows: row.Rows, Targets: row.Targets,
+		Seed: seed, Step: step, LossScale: scale}
+}
+
+// evaluate runs the evaluation samples without gradient. Dropout is off.
+func (r *Run) evaluate(ctx context.Context) (tally, error) {
+	rows, err := data.Pack(r.Eval, r.Model.Batch.MaxT, r.Options.Pad)
+	if err != nil {
+		return tally{}, err
+	}
+	r.Set.SetDropout(false)
+	defer r.Set.SetDropout(true)
+	var sum tally
+	for _, row := range rows {
+		if ctx.Err() != nil {
+			return tally{}, ctx.Err()
+		}
+		if err := r.Model.Load(host(row, 0, 0, 0)); err != nil {
+			return tally{}, err
+		}
+		r.Model.Forward()
+		r.Model.Loss()
+		one, err := r.read(row, map[int32]bool{})
+		if err != nil {
+			return tally{}, err
+		}
+		sum.add(one)
+	}
+	return sum, nil
+}
