@@ -24,6 +24,8 @@ type Options struct {
 	Strict     bool       // a row that cannot be used is an error, not a line of the report
 	Vocab      int        // ids of pre-tokenised rows must be below it; 0: not checked
 	ReportMax  int        // rows the report names for each reason; 0: 20
+
+	Edit func(*Conversation) // changes a conversation before it is encoded; may be nil
 }
 
 // Load reads datasets, in their order, into samples. The report counts the rows left out or
@@ -73,6 +75,9 @@ func Load(datasets []string, chat *Chat, opt Options) ([]Sample, *Report, error)
 func (c *Chat) sample(ex Example, opt Options) (Sample, error) {
 	s := Sample{IDs: ex.IDs, Labels: ex.Labels, File: ex.File, Row: ex.Row}
 	if ex.IDs == nil {
+		if opt.Edit != nil {
+			opt.Edit(&ex.Conversation)
+		}
 		var err error
 		if s.IDs, s.Labels, err = c.Encode(ex.Conversation); err != nil {
 			return s, &RowError{ex.File, ex.Row, err.Error()}
