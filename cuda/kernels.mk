@@ -26,6 +26,8 @@ NVFLAGS := -O3 -std=c++17 -lineinfo -Wno-deprecated-gpu-targets -Xfatbin --compr
            -Xcompiler -fPIC,-fno-exceptions,-fno-rtti,-fvisibility=hidden,-Wall \
            -Xptxas --warn-on-spills,--warn-on-local-memory-usage
 
+NVDEFINES := -DQK_ARCHITECTURES='"$(ARCHS)"' -DQK_HAS_SM90=$(if $(filter sm_90a,$(ARCHS)),1,0)
+
 KERNEL_SOURCES := $(wildcard kernels/*.cu)
 KERNEL_OBJECTS := $(KERNEL_SOURCES:kernels/%.cu=$(CUDA_BUILD)/%.o)
 KERNEL_SYSO    := cuda/kernels_linux_amd64.syso
@@ -53,7 +55,7 @@ FORCE:
 
 # ptxas says in C75xx that it serialised wgmma or ignored setmaxnreg, which costs more than an error would: make it one.
 $(CUDA_BUILD)/%.o: kernels/%.cu $(CUDA_BUILD)/archs | $(NVCC)
-	$(NVCC) $(NVFLAGS) $(foreach a,$(ARCHS),$(call gencode,$(a))) -MMD -MT $@ -MF $(@:.o=.d) -c $< -o $@.tmp 2> $(@:.o=.log) \
+	$(NVCC) $(NVFLAGS) $(NVDEFINES) $(foreach a,$(ARCHS),$(call gencode,$(a))) -MMD -MT $@ -MF $(@:.o=.d) -c $< -o $@.tmp 2> $(@:.o=.log) \
 		|| { cat $(@:.o=.log) >&2; exit 1; }
 	@cat $(@:.o=.log) >&2
 	@! grep -E 'C75[0-9][0-9]' $(@:.o=.log) > /dev/null || { echo "$<: ptxas serialised wgmma or ignored setmaxnreg (above)" >&2; exit 1; }

@@ -1,0 +1,37 @@
+/* What every kernel file uses: bf16 pairs, and the asynchronous-copy and matrix-load instructions that all
+architectures from sm_80 on share. Addresses of shared memory are 32-bit, as the instructions take them. */
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+typedef __nv_bfloat16 bf16;
+
+#define QK_DEVICE static __device__ __forceinline__
+
+/* Two bf16 in one register, the lower half first in memory. */
+QK_DEVICE uint32_t pack_bf16(float lo, float hi) {
+  __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
+  return reinterpret_cast<uint32_t &>(v);
+}
+QK_DEVICE float2 unpack_bf16(uint32_t v) { return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 &>(v)); }
+
+QK_DEVICE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+/* Copies 16 bytes to shared memory past the registers; bytes (0 to 16) are read and the rest is filled with zeros. */
+QK_DEVICE void copy_async(uint32_t dst, const void *src, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(dst), "l"(src), "r"(bytes) : "memory");
+}
+QK_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int Pending> QK_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory"); }
+
+/* Four 8x8 matrices of bf16; lane l gives the address of row l % 8 of matrix l / 8. */
+QK_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+QK_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}

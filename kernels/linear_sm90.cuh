@@ -1,0 +1,374 @@
+/* Matrix product on Hopper, with LoRA, bias, residual and rope inside.
+
+Math    C = A * B + bias + U * L' + residual; rope on the first columns. GEMM letters: forward M = T, N = out, K = in,
+        B = W' (W lies (N,K), K innermost); backward dx = dy * W: M = T, N = in, K = out, B = W (N innermost).
+Shapes  linear.cuh                              Limits  K, N, R % 8 == 0 (TMA rows of 16 bytes); edges are TMA's
+Numeric f32 sums in k order, the LoRA columns last; one rounding at the end: bitwise repeatable, whatever the tile
+Bound   tensor cores; 1029 cycles a 128 x 256 x 64 block where 1024 are ideal
+Form    One persistent block of 384 threads a multiprocessor, in clusters of two: warpgroup 2 is the producer (one thread
+        drives TMA), warpgroups 0 and 1 multiply 64 rows each. A block's ring stage holds A (128,64) of its own rows
+        and B (64,width), of which each block of the cluster loads half and multicasts it to both.
+        LoRA is a K tail: after K, the ring carries blocks of U and L. The last one is multiplied only by the k16 steps
+        it has columns for, where they are one or two: a number compiled in, because ptxas serialises wgmma behind a
+        branch on the accumulators' way. The residual tile comes through the ring as well, as one or two more stages.
+Tried   (H200, T = 2048, time against cuBLAS) remote arrive with .release.cluster 0.70; without 1.00; 256 x 128 tiles for
+        all, as cuBLAS; width by waves 1.12-1.15 on N = 3584; 4 stages at width 256 -2 %; clusters of 4 -2 to -5 %;
+        L2 hints, other tile orders, 5 stages: nothing. Residual by plain loads +15 %, through the ring +2 %; bias by
+        plain loads +5 %, prefetched +2 %. LoRA tail +0.6 to 1.5 % at R <= 16.
+Oracle  model/cpu/linear.go */
+#pragma once
+
+#include "linear.cuh"
+#include "sm90.cuh"
+#include "tensor_map.h"
+#include "tiles.h"
+#include "wgmma.cuh"
+
+/* Everything a tile shape implies, in bytes. */
+template <int Tile, bool BNInner> struct linear_sm90_layout {
+  static constexpr linear_sm90_tile tile = linear_sm90_tiles[Tile];
+  static constexpr int width = tile.width, stages = tile.stages, block_rows = 128, block_k = 64;
+
+  // B with N innermost lies in chunks of chunk_columns, of which the last may be partly unused; its two halves of 32 k,
+  // one from each block of the cluster, behind each other. With K innermost the halves are halves of the columns.
+  static constexpr int chunks = ceil_div(width, tile.chunk_columns);
+  static constexpr int chunk_bytes = 32 * tile.chunk_columns * 2;
+  static constexpr int a_bytes = block_rows * block_k * 2;
+  static constexpr int b_bytes = BNInner ? 2 * chunks * chunk_bytes : width * block_k * 2;
+  static constexpr int stage_bytes = a_bytes + b_bytes;
+
+  // C leaves in stores of (64, store_columns), through a warpgroup's slots, committed by groups.
+  static constexpr int stores = width / tile.store_columns;
+  static constexpr int slot_bytes = 64 * tile.store_columns * 2;
+  static constexpr int store_group = tile.store_slots >= stores ? stores : tile.store_slots / 2;
+  static constexpr int groups_in_flight = tile.store_slots >= stores ? 0 : tile.store_slots / store_group - 1;
+
+  // The residual fills one ring stage and, where it is wider, a second.
+  static constexpr int residual_bytes = block_rows * tile.store_columns * 2;  // both warpgroups' rows of one store
+  static constexpr int residual_first = stores < stage_bytes / residual_bytes ? stores : stage_bytes / residual_bytes;
+  static_assert(stores - residual_first <= residual_first, "the residual must fit in two stages");
+
+  static constexpr int slots_at = stages * stage_bytes;
+  static constexpr int bias_at = slots_at + 2 * tile.store_slots * slot_bytes;
+  static constexpr int barriers_at = bias_at + 2 * width * 4;
+  static constexpr int bytes = barriers_at + 2 * stages * 8;
+  static_assert(bytes <= 227 * 1024, "a block has 227 KB of shared memory");
+  static_assert(stage_bytes % 1024 == 0 && slot_bytes % 1024 == 0, "swizzled tiles start at multiples of 1024");
+  static_assert(BNInner || width % 16 == 0, "half of B's columns must be whole groups of 8");
+};
+
+struct linear_sm90_maps {
+  CUtensorMap a, b, c, u, lora_b, residual;
+};
+
+/* How the tiles and the k blocks of a product are counted. */
+struct linear_sm90_counts {
+  int row_tiles, tiles;  // 256 rows each; all
+  int k_blocks;          // of A and B
+  int full_blocks;       // k_blocks and those of U and L but for the tail
+
+  // Rows fastest: the tiles that run together share their columns of B.
+  __device__ __forceinline__ int first_row(int tile, int rank) const { return (tile % row_tiles * 2 + rank) * 128; }
+  __device__ __forceinline__ int column(int tile) const { return tile / row_tiles; }
+};
+
+/* The producer: one thread that keeps the ring full. */
+template <class Layout, bool BNInner, int Tail>
+QK_DEVICE void linear_sm90_produce(const linear_sm90_maps &maps, const linear_sm90_counts &n, const linear_problem &p,
+                                   uint32_t base, uint32_t full, uint32_t empty, int rank) {
+  constexpr auto tile = Layout::tile;
+  ring_cursor at = {0, 0};
+  for (int t = blockIdx.x / 2; t < n.tiles; t += gridDim.x / 2) {
+    const int row = n.first_row(t, rank), column = n.column(t) * tile.width;
+    for (int i = 0; i < n.full_blocks + (Tail > 0); i++) {
+      const bool lora = i >= n.k_blocks;
+      const int k = (lora ? i - n.k_blocks : i) * Layout::block_k;
+      const uint32_t arrived = full + 8 * at.stage, a = base + at.stage * Layout::stage_bytes, b = a + Layout::a_bytes;
+      barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
+      barrier_expect(arrived, Layout::stage_bytes);
+      tma_load(a, lora ? &maps.u : &maps.a, arrived, k, row);
+      if constexpr (BNInner) {
+#pragma unroll
+        for (int c = 0; c < Layout::chunks; c++)
+          tma_load_multicast(b + rank * (Layout::b_bytes / 2) + c * Layout::chunk_bytes, &maps.b, arrived, 3,
+                             column + c * tile.chunk_columns, k + 32 * rank);
+      } else {
+        tma_load_multicast(b + rank * (Layout::b_bytes / 2), lora ? &maps.lora_b : &maps.b, arrived, 3, k,
+                           column + rank * (tile.width / 2));
+      }
+      at.advance(tile.stages);
+    }
+    if (!p.residual) continue;
+    for (int first = 0; first < Layout::stores; first += Layout::residual_first) {
+      const int count = min(Layout::residual_first, Layout::stores - first);
+      const uint32_t arrived = full + 8 * at.stage;
+      barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
+      barrier_expect(arrived, count * Layout::residual_bytes);
+      for (int i = 0; i < count; i++)
+        tma_load(base + at.stage * Layout::stage_bytes + i * Layout::residual_bytes, &maps.residual, arrived,
+                 column + (first + i) * tile.store_columns, row);
+      at.advance(tile.stages);
+    }
+  }
+}
+
+/* One k block of Steps k16 steps, issued and committed, not waited for. */
+template <class Layout, bool BNInner, int Steps>
+QK_DEVICE void linear_sm90_multiply(float (&d)[Layout::width / 2], uint64_t a, uint64_t b, bool accumulate) {
+  wgmma_fence();
+#pragma unroll
+  for (int j = 0; j < Steps; j++) {
+    // K innermost: 16 k are 32 bytes of a row. N innermost: 16 rows of k, or the other half.
+    constexpr int row_bytes = Layout::tile.chunk_columns * 2;
+    const int b_bytes = BNInner ? (j / 2) * (Layout::b_bytes / 2) + (j % 2) * 16 * row_bytes : 32 * j;
+    wgmma<Layout::width>::template ss<BNInner>(d, a + 2 * j, b + (b_bytes >> 4), accumulate || j > 0);
+  }
+  wgmma_commit();
+}
+
+/* Frees a stage in both blocks, whose halves of B lie in it: the first two lanes of each warp arrive, one at each. */
+QK_DEVICE void linear_sm90_release(uint32_t empty, int stage, int lane) {
+  if (lane < 2) barrier_arrive_block(empty + 8 * stage, lane);
+}
+
+/* A consumer's view of its tile. */
+struct linear_sm90_slab {
+  uint32_t base, full, empty;  // ring
+  uint32_t slots, bias;        // this warpgroup's
+  int group, warp, lane;       // warpgroup 0 or 1, warp in it
+  int row, column;             // of the tile's first element
+};
+
+/* Rounds the accumulators, with what is to be added, and stores them. */
+template <class Layout>
+QK_DEVICE void linear_sm90_store(const linear_sm90_maps &maps, const linear_problem &p, const linear_sm90_slab &s,
+                                 ring_cursor &at, float (&d)[Layout::width / 2], const int (&position)[2]) {
+  constexpr auto tile = Layout::tile;
+  constexpr int pitch = tile.store_columns * 2;
+  const bool leader = s.warp == 0 && s.lane == 0;
+  // This lane's row address for stmatrix, and TMA's swizzle: the 16-byte unit is exclusive-ored with the 128-byte line.
+  const int row = s.warp * 16 + (s.lane & 15);
+  const uint32_t mask = (row * pitch >> 7) & (pitch / 16 - 1);
+#pragma unroll
+  for (int c = 0; c < Layout::stores; c++) {
+    if (c % Layout::store_group == 0) {
+      if (c == 0 && leader) tma_store_wait_read<0>();
+      if (c >= tile.store_slots && leader) tma_store_wait_read<Layout::groups_in_flight>();
+      if (c == 0 || c >= tile.store_slots) threads_sync(1 + s.group, 128);
+    }
+    if (p.residual && c % Layout::residual_first == 0) barrier_wait(s.full + 8 * at.stage, at.parity);
+    const uint32_t slot = s.slots + c % tile.store_slots * Layout::slot_bytes;
+    const uint32_t residual = s.base + at.stage * Layout::stage_bytes + c % Layout::residual_first * Layout::residual_bytes +
+                              s.group * (Layout::residual_bytes / 2);
+#pragma unroll
+    for (int j = 0; j < tile.store_columns / 16; j++) {
+      float *v = d + (c * tile.store_columns + j * 16) / 2;  // columns 2*(lane%4) + {0,1} and + 8 of two rows
+      const uint32_t place = row * pitch + (((2 * j + (s.lane >> 4)) ^ mask) << 4);
+      const int column = c * tile.store_columns + j * 16 + 2 * (s.lane & 3);
+      if (p.bias) {
+        float2 lo, hi;
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(lo.x), "=f"(lo.y) : "r"(s.bias + column * 4) : "memory");
+        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(hi.x), "=f"(hi.y) : "r"(s.bias + column * 4 + 32) : "memory");
+        v[0] += lo.x, v[1] += lo.y, v[2] += lo.x, v[3] += lo.y;
+        v[4] += hi.x, v[5] += hi.y, v[6] += hi.x, v[7] += hi.y;
+      }
+      if (p.residual) {
+        uint32_t r[4];
+        load_matrices(r, residual + place);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          const float2 x = unpack_bf16(r[i]);
+          v[2 * i] += x.x, v[2 * i + 1] += x.y;
+        }
+      }
+      if (s.column + column < p.rope_columns) {
+        rope_pair(p, position[0], s.column + column, v[0], v[1]);
+        rope_pair(p, position[1], s.column + column, v[2], v[3]);
+        rope_pair(p, position[0], s.column + column + 8, v[4], v[5]);
+        rope_pair(p, position[1], s.column + column + 8, v[6], v[7]);
+      }
+      store_matrices(slot + place, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
+                     pack_bf16(v[6], v[7]));
+    }
+    if (p.residual && (c % Layout::residual_first == Layout::residual_first - 1 || c == Layout::stores - 1)) {
+      __syncwarp();
+      linear_sm90_release(s.empty, at.stage, s.lane);
+      at.advance(tile.stages);
+    }
+    if (c % Layout::store_group == Layout::store_group - 1 || c == Layout::stores - 1) {
+      fence_async();
+      threads_sync(1 + s.group, 128);
+      if (leader) {
+#pragma unroll
+        for (int i = c / Layout::store_group * Layout::store_group; i <= c; i++)
+          tma_store(&maps.c, s.slots + i % tile.store_slots * Layout::slot_bytes, s.column + i * tile.store_columns,
+                    s.row + 64 * s.group);
+        tma_store_commit();
+      }
+    }
+  }
+}
+
+/* A consumer warpgroup: multiplies its 64 rows of every tile, releasing a stage when the product behind it has started. */
+template <class Layout, bool BNInner, int Tail>
+QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm90_counts &n, const linear_problem &p,
+                                   linear_sm90_slab s, int rank) {
+  constexpr auto tile = Layout::tile;
+  constexpr swizzle b_swizzle = BNInner && tile.chunk_columns == 32 ? swizzle_64 : swizzle_128;
+  constexpr int b_row = BNInner ? tile.chunk_columns * 2 : 128;
+  const uint64_t a0 = descriptor(s.base + s.group * (Layout::a_bytes / 2), 16, 1024, swizzle_128);
+  const uint64_t b0 = descriptor(s.base + Layout::a_bytes, BNInner ? Layout::chunk_bytes : 16, 8 * b_row, b_swizzle);
+  float d[Layout::width / 2];
+  ring_cursor at = {0, 0};
+
+  for (int t = blockIdx.x / 2; t < n.tiles; t += gridDim.x / 2) {
+    s.row = n.first_row(t, rank);
+    s.column = n.column(t) * tile.width;
+    // What the epilogue reads from global memory is fetched now, behind the products.
+    const int thread = s.warp * 32 + s.lane;
+    float bias[2] = {0, 0};
+    int position[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int column = s.column + thread + 128 * i, row = s.row + 64 * s.group + s.warp * 16 + s.lane / 4 + 8 * i;
+      if (p.bias && thread + 128 * i < tile.width && column < p.N) bias[i] = __ldg(p.bias + column);
+      if (s.column < p.rope_columns && row < p.M) position[i] = __ldg(p.pos + row);
+    }
+
+    int previous = -1;
+    for (int i = 0; i < n.full_blocks; i++) {
+      const uint64_t offset = (uint64_t)(at.stage * Layout::stage_bytes) >> 4;
+      barrier_wait(s.full + 8 * at.stage, at.parity);
+      linear_sm90_multiply<Layout, BNInner, 4>(d, a0 + offset, b0 + offset, i > 0);
+      if (previous >= 0) {
+        wgmma_wait<1>();
+        linear_sm90_release(s.empty, previous, s.lane);
+      }
+      previous = at.stage;
+      at.advance(tile.stages);
+    }
+    if constexpr (Tail > 0) {
+      const uint64_t offset = (uint64_t)(at.stage * Layout::stage_bytes) >> 4;
+      barrier_wait(s.full + 8 * at.stage, at.parity);
+      linear_sm90_multiply<Layout, BNInner, Tail>(d, a0 + offset, b0 + offset, true);
+      wgmma_wait<1>();
+      linear_sm90_release(s.empty, previous, s.lane);
+      previous = at.stage;
+      at.advance(tile.stages);
+    }
+    wgmma_wait<0>();
+    settle(d);
+    linear_sm90_release(s.empty, previous, s.lane);
+    if (p.bias)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        if (thread + 128 * i < tile.width)
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.bias + (thread + 128 * i) * 4), "f"(bias[i]) : "memory");
+    linear_sm90_store<Layout>(maps, p, s, at, d, position);
+  }
+  if (s.warp == 0 && s.lane == 0) tma_store_wait();
+}
+
+/* Tail: k16 steps of the last block of LoRA columns, 1 or 2; 0 where there is none or it counts as a full one. */
+template <int Tile, bool BNInner, int Tail>
+__global__ void __launch_bounds__(384, 1)
+    linear_sm90_kernel(const __grid_constant__ linear_sm90_maps maps, const __grid_constant__ linear_sm90_counts n,
+                       const __grid_constant__ linear_problem p) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  typedef linear_sm90_layout<Tile, BNInner> Layout;
+  extern __shared__ __align__(1024) uint8_t memory[];
+  const uint32_t base = shared_address(memory);
+  const uint32_t full = base + Layout::barriers_at, empty = full + 8 * Layout::stages;
+  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int rank = cluster_rank();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Layout::stages; i++) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, 8 * 2);  // the consumer warps of both blocks
+    }
+    barrier_init_visible();
+    tma_prefetch(&maps.a);
+    tma_prefetch(&maps.b);
+    tma_prefetch(&maps.c);
+  }
+  cluster_sync();
+  wait_for_previous_kernel();
+
+  if (group == 2) {
+    leave_registers<40>();
+    if (warp == 0 && lane == 0) linear_sm90_produce<Layout, BNInner, Tail>(maps, n, p, base, full, empty, rank);
+  } else {
+    take_registers<232>();  // 2 * 232 + 40 = 3 * 168, what 384 threads start with
+    const linear_sm90_slab slab = {base, full, empty,
+                                   base + Layout::slots_at + group * Layout::tile.store_slots * Layout::slot_bytes,
+                                   base + Layout::bias_at + group * Layout::width * 4, group, warp, lane, 0, 0};
+    linear_sm90_consume<Layout, BNInner, Tail>(maps, n, p, slab, rank);
+  }
+  __syncwarp();
+  cluster_sync();  // a block must not end while the other still writes to its shared memory
+#endif
+}
+
+template <int Tile, bool BNInner, int Tail>
+static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
+  typedef linear_sm90_layout<Tile, BNInner> Layout;
+  constexpr auto tile = Layout::tile;
+  const auto kernel = linear_sm90_kernel<Tile, BNInner, Tail>;
+
+  linear_sm90_maps maps;
+  qk_status status = qk_tensor_map(&maps.a, p.name, tensor_box{"A", p.a, p.M, p.K, p.K, 128, 64});
+  if (!status)
+    status = BNInner ? qk_tensor_map(&maps.b, p.name, tensor_box{"B", p.b, p.K, p.N, p.N, 32, tile.chunk_columns})
+                     : qk_tensor_map(&maps.b, p.name, tensor_box{"B", p.b, p.N, p.K, p.K, tile.width / 2, 64});
+  if (!status) status = qk_tensor_map(&maps.c, p.name, tensor_box{"C", p.c, p.M, p.N, p.N, 64, tile.store_columns});
+  maps.u = maps.a, maps.lora_b = maps.b, maps.residual = maps.c;
+  if (!status && p.R) status = qk_tensor_map(&maps.u, p.name, tensor_box{"u", p.u, p.M, p.R, p.R, 128, 64});
+  if (!status && p.R) status = qk_tensor_map(&maps.lora_b, p.name, tensor_box{"pack_b", p.lora_b, p.N, p.R, p.R, tile.width / 2, 64});
+  if (!status && p.residual)
+    status = qk_tensor_map(&maps.residual, p.name, tensor_box{"residual", p.residual, p.M, p.N, p.N, 128, tile.store_columns});
+  if (status) return status;
+
+  linear_sm90_counts n;
+  n.row_tiles = ceil_div(p.M, 256);
+  n.tiles = n.row_tiles * ceil_div(p.N, tile.width);
+  n.k_blocks = ceil_div(p.K, 64);
+  n.full_blocks = n.k_blocks + ceil_div(p.R, 64) - (Tail > 0);
+
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::bytes);
+  if (error != cudaSuccess) return qk_launched(p.name, error);
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {2, 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(2 * (n.tiles < device.multiprocessors / 2 ? n.tiles : device.multiprocessors / 2));
+  config.blockDim = dim3(384);
+  config.dynamicSmemBytes = Layout::bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  return qk_launched(p.name, cudaLaunchKernelEx(&config, kernel, maps, n, p));
+}
+
+template <bool BNInner, int Tail>
+static qk_status linear_sm90_dispatch(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
+  static_assert(linear_sm90_tile_count == 6, "one case for each tile");
+  switch (linear_sm90_choose(p.M, p.N, p.K, device.multiprocessors)) {
+    case 0: return linear_sm90_launch<0, BNInner, Tail>(p, device, stream);
+    case 1: return linear_sm90_launch<1, BNInner, Tail>(p, device, stream);
+    case 2: return linear_sm90_launch<2, BNInner, Tail>(p, device, stream);
+    case 3: return linear_sm90_launch<3, BNInner, Tail>(p, device, stream);
+    case 4: return linear_sm90_launch<4, BNInner, Tail>(p, device, stream);
+    default: return linear_sm90_launch<5, BNInner, Tail>(p, device, stream);
+  }
+}
+
+qk_status linear_sm90(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
+  if (p.b_n_inner) return linear_sm90_dispatch<true, 0>(p, device, stream);
+  switch (ceil_div(p.R % 64, 16)) {
+    case 1: return linear_sm90_dispatch<false, 1>(p, device, stream);
+    case 2: return linear_sm90_dispatch<false, 2>(p, device, stream);
+    default: return linear_sm90_dispatch<false, 0>(p, device, stream);
+  }
+}
