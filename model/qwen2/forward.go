@@ -52,6 +52,9 @@ func (m *Model) generate(how attention) {
 	for l := range m.layers {
 		m.forwardLayer(l, m.at(l), how)
 	}
+	if m.Batch.N == 0 {
+		return // a part of a prompt that goes on
+	}
 	m.lastNorm()
 	m.b.Logits(m.Logits.Rows(0, m.Batch.N), m.rows(m.temp.xn), m.head, m.Batch)
 }
