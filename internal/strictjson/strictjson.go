@@ -105,11 +105,12 @@ func located(err error) *Error {
 	case errors.As(err, &syntax):
 		return &Error{syntax.Offset, syntax.Error()}
 	case errors.As(err, &kind):
-		where := ""
-		if kind.Field != "" {
-			where = kind.Field + ": "
+		msg := fmt.Sprintf("a JSON %s where a %s belongs", kind.Value, kind.Type)
+		// Field is a path that also has the names of embedded structs.
+		if key := kind.Field[strings.LastIndexByte(kind.Field, '.')+1:]; key != "" {
+			msg = key + ": " + msg
 		}
-		return &Error{kind.Offset, fmt.Sprintf("%sa JSON %s where a %s belongs", where, kind.Value, kind.Type)}
+		return &Error{kind.Offset, msg}
 	}
 	return &Error{0, err.Error()}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"qlora/internal/strictjson"
 )
@@ -173,14 +172,13 @@ type IDs []int
 
 // UnmarshalJSON takes null, a number or a list of numbers.
 func (ids *IDs) UnmarshalJSON(data []byte) error {
-	if strings.HasPrefix(string(data), "[") {
-		return json.Unmarshal(data, (*[]int)(ids))
+	list := data
+	if string(data) != "null" && data[0] != '[' {
+		list = slices.Concat([]byte{'['}, data, []byte{']'})
 	}
-	var id *int
-	if err := json.Unmarshal(data, &id); err != nil || id == nil {
-		return err
+	if json.Unmarshal(list, (*[]int)(ids)) != nil {
+		return fmt.Errorf("%.40s is neither a token id nor a list of them", data)
 	}
-	*ids = IDs{*id}
 	return nil
 }
 

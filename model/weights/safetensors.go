@@ -97,24 +97,20 @@ func ReadSafetensors(src io.ReaderAt, size int64, name string) (*File, error) {
 	}
 	members, err := strictjson.Members(header, maxHeader)
 	if err != nil {
-		return nil, headerFault(name, 8, err)
+		return nil, headerFault(name, 8, "", err)
 	}
 	file := &File{name: name, tensors: make(map[string]*Tensor, len(members)), close: func() error { return nil }}
 	for _, m := range members {
 		at := int64(8 + m.Offset)
 		if m.Key == "__metadata__" {
 			if err := strictjson.Unmarshal(m.Value, maxHeader, &file.Metadata); err != nil {
-				return nil, headerFault(name, at, err)
+				return nil, headerFault(name, at, "__metadata__: ", err)
 			}
 			continue
 		}
 		t, err := tensorInfo(m.Value)
 		if err != nil {
-			var located *strictjson.Error
-			if errors.As(err, &located) {
-				return nil, headerFault(name, at, err)
-			}
-			return nil, fault(at, "tensor %q: %s", m.Key, err)
+			return nil, headerFault(name, at, fmt.Sprintf("tensor %q: ", m.Key), err)
 		}
 		t.Name, t.file, t.src = m.Key, name, src
 		file.tensors[m.Key] = t
@@ -125,12 +121,16 @@ func ReadSafetensors(src io.ReaderAt, size int64, name string) (*File, error) {
 	return file, nil
 }
 
-func headerFault(name string, base int64, err error) error {
+// headerFault places an error in the file: base is where the JSON that was read
+// begins, what names it.
+func headerFault(name string, base int64, what string, err error) error {
+	fault := &FormatError{name, base, "header: " + what + err.Error()}
 	var at *strictjson.Error
 	if errors.As(err, &at) {
-		return &FormatError{name, base + at.Offset, "header: " + at.Msg}
+		fault.Offset += at.Offset
+		fault.Msg = "header: " + what + at.Msg
 	}
-	return fmt.Errorf("%s: header: %w", name, err)
+	return fault
 }
 
 // tensorInfo reads a tensor's entry of the header; its offset is relative to the
