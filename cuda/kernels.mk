@@ -3,6 +3,7 @@
 #
 #   make toolchain       pinned compiler wheels into .toolchain/ (nothing to do when a CUDA toolkit >= 12.8 is found)
 #   make kernels         cuda/kernels_linux_amd64.syso for ARCHS
+#   make kernels-test    programs for a machine with a card: build/cuda/test/*_test
 #   make kernels-check   registers of every kernel, and the gate (scripts/kernelgate), first proved able to fail
 #
 # ARCHS: sm_80 and sm_90a by default, sm_90a alone in an edit loop, CUDA_ARCHS_ALL in a release.
@@ -36,7 +37,7 @@ KERNEL_SYSO    := cuda/kernels_linux_amd64.syso
 CUDA_CGO_ENV = CGO_CFLAGS="-O2 -g -I$(CURDIR)/cuda/compat -I$(CUDA_ROOT)/include" \
                CGO_LDFLAGS="-O2 -g -L$(CURDIR)/$(CUDA_BUILD)"
 
-.PHONY: toolchain kernels kernels-check kernels-clean
+.PHONY: toolchain kernels kernels-check kernels-test kernels-clean
 toolchain: $(NVCC)
 kernels: $(KERNEL_SYSO) $(CUDA_BUILD)/libcuda.a
 
@@ -85,6 +86,13 @@ $(CUDA_BUILD)/test/canary.o: kernels/test/canary.cu $(CUDA_BUILD)/archs | $(NVCC
 kernels-check: $(CUDA_BUILD)/test/canary.o $(KERNEL_OBJECTS)
 	go run ./scripts/kernelgate -cuobjdump $(CUOBJDUMP) -canaries $<
 	go run ./scripts/kernelgate -cuobjdump $(CUOBJDUMP) $(KERNEL_OBJECTS)
+
+# Programs that check and time the kernels on a card; they carry everything but the driver.
+KERNEL_TESTS := $(patsubst kernels/test/%.cu,$(CUDA_BUILD)/test/%,$(wildcard kernels/test/*_test.cu))
+kernels-test: $(KERNEL_TESTS)
+$(CUDA_BUILD)/test/%_test: kernels/test/%_test.cu kernels/test/harness.h $(KERNEL_OBJECTS)
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -std=c++17 $(foreach a,$(ARCHS),$(call gencode,$(a))) -o $@ $< $(KERNEL_OBJECTS) -L$(dir $(CUDART)) -ldl
 
 kernels-clean:
 	rm -rf $(CUDA_BUILD) $(KERNEL_SYSO)
