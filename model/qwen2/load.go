@@ -35,10 +35,15 @@ func (m *Model) weightBuffers(l *layout) {
 	for i := range m.layers {
 		y, p := &m.layers[i], fmt.Sprintf("model.layers.%d.", i)
 		attn, mlp := p+"self_attn.", p+"mlp."
-		l.weight(m, &y.qkv, ops.QKV, c.AttentionBias, width, []string{attn + "q_proj", attn + "k_proj", attn + "v_proj"}, h.H*h.D, h.Hk*h.D, h.Hk*h.D)
-		l.weight(m, &y.o, ops.Plain, false, h.H*h.D, []string{attn + "o_proj"}, width)
-		l.weight(m, &y.gateup, ops.GateUp, false, width, []string{mlp + "gate_proj", mlp + "up_proj"}, c.IntermediateSize, c.IntermediateSize)
-		l.weight(m, &y.down, ops.Plain, false, c.IntermediateSize, []string{mlp + "down_proj"}, width)
+		qkv := l.weight(m, &y.qkv, ops.QKV, c.AttentionBias, width, []string{attn + "q_proj", attn + "k_proj", attn + "v_proj"}, h.H*h.D, h.Hk*h.D, h.Hk*h.D)
+		o := l.weight(m, &y.o, ops.Plain, false, h.H*h.D, []string{attn + "o_proj"}, width)
+		gateup := l.weight(m, &y.gateup, ops.GateUp, false, width, []string{mlp + "gate_proj", mlp + "up_proj"}, c.IntermediateSize, c.IntermediateSize)
+		down := l.weight(m, &y.down, ops.Plain, false, c.IntermediateSize, []string{mlp + "down_proj"}, width)
+		for slot, spec := range [ops.Slots]ops.WeightSpec{qkv, o, gateup, down} {
+			if a := m.lora(i, ops.Slot(slot)); a != nil {
+				a.Weight = spec
+			}
+		}
 		l.norm(m, &y.inNorm, p+"input_layernorm")
 		l.norm(m, &y.postNorm, p+"post_attention_layernorm")
 	}
@@ -50,11 +55,12 @@ func (m *Model) weightBuffers(l *layout) {
 }
 
 // weight asks for room for one fused weight.
-func (l *layout) weight(m *Model, dst *ops.Weight, kind ops.WeightKind, bias bool, cols int, names []string, parts ...int) {
+func (l *layout) weight(m *Model, dst *ops.Weight, kind ops.WeightKind, bias bool, cols int, names []string, parts ...int) ops.WeightSpec {
 	w := &weightPlace{dst: dst, names: names, spec: ops.WeightSpec{Name: names[0], Kind: kind, DType: m.opt.DType,
 		Parts: parts, Cols: cols, HeadDim: m.heads.D, Bias: bias, Back: m.opt.Training}}
 	l.weights = append(l.weights, w)
 	l.add(&w.mem, names[0], memory.Weights, ops.U8, 0, m.end(), int(m.b.WeightBytes(w.spec)))
+	return w.spec
 }
 
 func (l *layout) norm(m *Model, dst *ops.Tensor, name string) {
