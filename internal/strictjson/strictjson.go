@@ -13,7 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -160,18 +162,14 @@ func (w *walker) object(t reflect.Type, depth int) error {
 		return w.fault(w.pos, "nested deeper than %d", MaxDepth)
 	}
 	fields := fieldsOf(t)
-	var seen map[string]struct{}
+	var seen keySet
 	w.pos++ // {
 	for w.space(); w.data[w.pos] != '}'; w.space() {
 		at := w.pos
 		key := w.key()
-		if _, twice := seen[key]; twice {
+		if !seen.add(key) {
 			return w.fault(at, "key %q occurs twice", key)
 		}
-		if seen == nil {
-			seen = make(map[string]struct{})
-		}
-		seen[key] = struct{}{}
 		elem, err := fields.typeOf(key)
 		if err != nil {
 			return w.fault(at, "%s", err)
@@ -189,6 +187,35 @@ func (w *walker) object(t reflect.Type, depth int) error {
 	}
 	w.pos++ // }
 	return nil
+}
+
+// A keySet holds the keys of an object, the first few without a map, as most
+// objects have no more.
+type keySet struct {
+	few  [8]string
+	n    int
+	many map[string]struct{}
+}
+
+// add reports whether key is new.
+func (s *keySet) add(key string) bool {
+	if s.n < len(s.few) {
+		if slices.Contains(s.few[:s.n], key) {
+			return false
+		}
+		s.few[s.n] = key
+		s.n++
+		return true
+	}
+	if s.many == nil {
+		s.many = make(map[string]struct{})
+		for _, k := range s.few {
+			s.many[k] = struct{}{}
+		}
+	}
+	before := len(s.many)
+	s.many[key] = struct{}{}
+	return len(s.many) > before
 }
 
 func (w *walker) list(t reflect.Type, depth int) error {
@@ -264,6 +291,9 @@ type fields struct {
 	elem  reflect.Type            // of a map
 }
 
+// structFields caches the names of each struct type: reflect.Type to fields.
+var structFields sync.Map
+
 func fieldsOf(t reflect.Type) fields {
 	if t == nil {
 		return fields{}
@@ -272,6 +302,9 @@ func fieldsOf(t reflect.Type) fields {
 	case reflect.Map:
 		return fields{elem: t.Elem()}
 	case reflect.Struct:
+		if known, ok := structFields.Load(t); ok {
+			return known.(fields)
+		}
 		named := make(map[string]reflect.Type)
 		for _, f := range reflect.VisibleFields(t) {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
@@ -282,6 +315,7 @@ func fieldsOf(t reflect.Type) fields {
 				named[name] = f.Type
 			}
 		}
+		structFields.Store(t, fields{named: named})
 		return fields{named: named}
 	}
 	return fields{}
