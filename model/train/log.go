@@ -159,7 +159,7 @@ func clock(d time.Duration) string {
 func (l *loop) logTraining() error {
 	loss, acc, rate := l.at.Losses/float64(l.at.Steps), l.at.Since.accuracy(), l.schedule.rate(l.at.Step)
 	norm := l.at.Norm
-	l.at.Since, l.at.Steps, l.at.Losses = tally{}, 0, 0
+	l.at.Since, l.at.Steps, l.at.Losses, l.at.Logged = tally{}, 0, 0, l.at.Step
 	return l.record(Record{Loss: &loss, GradNorm: &norm, LearningRate: &rate, TokenAcc: &acc})
 }
 
@@ -170,6 +170,7 @@ func (l *loop) logEvaluation(ctx context.Context) error {
 		return err
 	}
 	loss, acc, seconds := sum.mean(), sum.accuracy(), time.Since(begun).Seconds()
+	l.at.Tested = l.at.Step
 	if l.at.Best == "" || loss < l.at.Metric {
 		l.at.Best, l.at.Metric = checkpointName(l.at.Step), loss
 	}

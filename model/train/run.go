@@ -44,7 +44,9 @@ type position struct {
 	Total   tally       `json:"total"`
 	Loss    float64     `json:"last_loss"`
 	Norm    float64     `json:"last_grad_norm"`
-	Best    string      `json:"best"` // name of a checkpoint folder
+	Logged  int         `json:"logged"`    // the step logged last
+	Tested  int         `json:"evaluated"` // the step evaluated last
+	Best    string      `json:"best"`      // name of a checkpoint folder
 	Metric  float64     `json:"best_metric"`
 	History []Record    `json:"history"`
 }
@@ -96,16 +98,18 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 }
 
 func (l *loop) run(ctx context.Context) (Result, error) {
+	if l.from > 0 { // an evaluation may have been cut short
+		if err := l.due(ctx); err != nil {
+			return Result{}, l.stopped(ctx, err)
+		}
+	}
 	for l.at.Step < l.total {
 		begun := time.Now()
 		idx := l.sampler.Next(l.Options.StepSamples)
 		step := l.at.Step + 1
 		sum, norm, err := l.step(ctx, step, idx, l.schedule.rate(step))
 		if err != nil {
-			if ctx.Err() != nil {
-				return Result{}, l.interrupted(ctx)
-			}
-			return Result{}, err
+			return Result{}, l.stopped(ctx, err)
 		}
 		l.at.Step, l.at.Cursor = step, l.sampler.Cursor()
 		l.at.Since.add(sum)
@@ -115,10 +119,7 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 		l.at.Losses += l.at.Loss
 		l.report(sum, time.Since(begun).Seconds())
 		if err := l.due(ctx); err != nil {
-			if ctx.Err() != nil {
-				return Result{}, l.interrupted(ctx)
-			}
-			return Result{}, err
+			return Result{}, l.stopped(ctx, err)
 		}
 	}
 	return l.result()
@@ -128,12 +129,12 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 func (l *loop) due(ctx context.Context) error {
 	o, step, last := l.Options, l.at.Step, l.at.Step == l.total
 	epochEnd := l.at.Cursor.Index == 0
-	if last || step%o.LoggingSteps == 0 || (step == 1 && o.LoggingFirstStep) {
+	if l.at.Logged < step && (last || step%o.LoggingSteps == 0 || step == 1 && o.LoggingFirstStep) {
 		if err := l.logTraining(); err != nil {
 			return err
 		}
 	}
-	if len(l.Eval) > 0 && o.EvalStrategy != Never && (last || o.EvalStrategy == Epoch && epochEnd || o.EvalStrategy == Steps && step%o.EvalSteps == 0) {
+	if l.at.Tested < step && len(l.Eval) > 0 && o.EvalStrategy != Never && (last || o.EvalStrategy == Epoch && epochEnd || o.EvalStrategy == Steps && step%o.EvalSteps == 0) {
 		if err := l.logEvaluation(ctx); err != nil {
 			return err
 		}
@@ -144,8 +145,11 @@ func (l *loop) due(ctx context.Context) error {
 	return nil
 }
 
-// interrupted saves what is done so far.
-func (l *loop) interrupted(ctx context.Context) error {
+// stopped is the error that ends a run. One that was cancelled first saves what is done.
+func (l *loop) stopped(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		return err
+	}
 	stop := &Interrupted{Cause: context.Cause(ctx), Step: l.at.Step}
 	if l.at.Step == 0 {
 		return stop
