@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"os"
 	"slices"
 	"strconv"
 )
@@ -38,16 +37,13 @@ var ggufOtherTypes = map[uint32]string{
 // OpenGGUF opens the file at path and checks its header. A fault in it is a
 // *FormatError.
 func OpenGGUF(path string) (*GGUF, error) {
-	info, err := os.Stat(path) // before opening, which would wait on a pipe
+	f, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s: not a regular file", path)
-	}
-	f, err := os.Open(path)
+	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
 	g, err := ReadGGUF(f, info.Size(), path)
 	if err != nil {

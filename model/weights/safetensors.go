@@ -35,18 +35,24 @@ type File struct {
 // OpenSafetensors opens the file at path and checks its header. A fault in it is
 // a *FormatError.
 func OpenSafetensors(path string) (*File, error) {
-	info, err := os.Stat(path) // before opening, which would wait on a pipe
+	f, err := openRegular(path)
+	if err != nil {
+		return nil, err
+	}
+	return openSafetensors(f, path)
+}
+
+// openRegular opens a file, and refuses a folder, pipe or device before opening it,
+// which might wait.
+func openRegular(path string) (*os.File, error) {
+	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: not a regular file", path)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	return openSafetensors(f, path)
+	return os.Open(path)
 }
 
 // openSafetensors takes over f, which it closes on error.

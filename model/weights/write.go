@@ -103,6 +103,9 @@ func encodeHeader(metadata map[string]string, sorted []Entry) ([]byte, []int64, 
 	if metadata != nil {
 		header = append(header, `"__metadata__":{`...)
 		for _, key := range slices.Sorted(maps.Keys(metadata)) {
+			if !utf8.ValidString(key) || !utf8.ValidString(metadata[key]) {
+				return nil, nil, fmt.Errorf("metadata %q: %q is not UTF-8", key, metadata[key])
+			}
 			header = appendQuoted(append(header, comma...), key)
 			header = appendQuoted(append(header, ':'), metadata[key])
 			comma = ","

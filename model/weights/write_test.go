@@ -171,6 +171,7 @@ func TestWriteRefuses(t *testing.T) {
 		{"negative", []Entry{one(F32, []int{-1}, 0)}, "shape [-1]"},
 		{"overflow", []Entry{one(F32, []int{1 << 62, 4}, 0)}, "too many"},
 		{"half a byte", []Entry{one("F4", []int{3}, 2)}, "whole bytes"},
+		{"name not UTF-8", []Entry{BytesEntry("\xff", F32, nil, make([]byte, 4))}, "is not UTF-8"},
 		{"GGUF type", []Entry{one(Q4_0, []int{32}, 18)}, `no type "Q4_0"`},
 	}
 	for _, c := range cases {
