@@ -16,7 +16,7 @@ import (
 //   - Each stretch of text between control tokens is tokenised on its own, and so is the
 //     assistant's text: no merge reaches from the prompt into a response.
 //   - Trained on are the response, the <|im_end|> and the line end after it, of every
-//     assistant's turn; nothing else, and never the first token.
+//     assistant's turn, and nothing else: never the first token, which opens a turn.
 //
 // Control tokens are placed by id. Content that spells one out stays text.
 type Chat struct {
@@ -73,7 +73,6 @@ func (c *Chat) Encode(conv Conversation) (ids, labels []int32, err error) {
 			}
 		}
 	}
-	labels[0] = Ignore
 	return ids, labels, nil
 }
 

@@ -150,6 +150,22 @@ func TestLoadSeveral(t *testing.T) {
 	}
 }
 
+// The caller may change a conversation on its way in.
+func TestLoadEdits(t *testing.T) {
+	c := chat(t, template(t, "qwen2_5"))
+	samples, _, err := Load([]string{SelfCognition}, c, Options{Edit: func(conv *Conversation) {
+		last := &conv.Messages[len(conv.Messages)-1]
+		last.Content = strings.ReplaceAll(last.Content, "迪菲赫尔曼", "小明")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := qwen(t).Decode(samples[0].IDs)
+	if !strings.Contains(text, "CSDN 小明 开发") || strings.Contains(text, "迪菲赫尔曼") {
+		t.Error(text)
+	}
+}
+
 // A JSON array and JSON lines of the same rows give the same samples.
 func TestArrayEqualsLines(t *testing.T) {
 	text, err := os.ReadFile("self_cognition.json")

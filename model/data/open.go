@@ -30,7 +30,7 @@ func Rows(dataset string) iter.Seq2[Example, error] {
 			return
 		}
 		defer file.Close()
-		for rec, err := range records(file, dataset) {
+		for rec, err := range records(file, dataset, maxRowBytes) {
 			ex := Example{File: dataset, Row: rec.row}
 			if err == nil {
 				err = rec.example(&ex)

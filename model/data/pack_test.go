@@ -31,7 +31,7 @@ func TestPackByHand(t *testing.T) {
 	step := []Sample{
 		{IDs: []int32{10, 11, 12}, Labels: []int32{-100, 11, 12}},
 		{IDs: []int32{20, 21, 22, 23}, Labels: []int32{-100, -100, 22, -100}},
-		{IDs: []int32{30}, Labels: []int32{-100}},
+		{IDs: []int32{30}, Labels: []int32{30}}, // nothing predicts a first token
 		{IDs: []int32{40, 41}, Labels: []int32{-100, 41}},
 	}
 	got, err := Pack(step, 8, Pad{Multiple: 4, ID: 99})

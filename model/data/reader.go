@@ -40,11 +40,12 @@ func (e *FileError) Error() string {
 
 func (e *FileError) Unwrap() error { return e.Err }
 
-var errRowTooLong = fmt.Errorf("longer than %d MiB: is a line end missing?", maxRowBytes>>20)
+var errRowTooLong = errors.New("the row is too long to be one: is a line end missing?")
 
 // records streams the rows of a json or jsonl file: a JSON array of objects, or one object a
-// line. It holds one row at a time. The sequence ends after the first error, a *FileError.
-func records(r io.Reader, file string) iter.Seq2[record, error] {
+// line. It holds one row at a time, of at most limit bytes. The sequence ends after the first
+// error, a *FileError.
+func records(r io.Reader, file string, limit int) iter.Seq2[record, error] {
 	return func(yield func(record, error) bool) {
 		in := bufio.NewReaderSize(r, 1<<16)
 		first, err := startOfText(in)
@@ -52,9 +53,9 @@ func records(r io.Reader, file string) iter.Seq2[record, error] {
 			yield(record{}, &FileError{file, 0, err})
 			return
 		}
-		rows := lines(in)
+		rows := lines(in, limit)
 		if first == '[' {
-			rows = elements(in)
+			rows = elements(in, limit)
 		}
 		for row, next := range rows {
 			rec := record{row: row}
@@ -112,7 +113,7 @@ type rawRow struct {
 
 // lines yields the lines of in that are not blank, numbered from 1. A line's bytes are valid
 // until the next.
-func lines(in *bufio.Reader) iter.Seq2[int, rawRow] {
+func lines(in *bufio.Reader, limit int) iter.Seq2[int, rawRow] {
 	return func(yield func(int, rawRow) bool) {
 		var line []byte
 		for row := 1; ; row++ {
@@ -120,7 +121,7 @@ func lines(in *bufio.Reader) iter.Seq2[int, rawRow] {
 			for {
 				chunk, err := in.ReadSlice('\n')
 				line = append(line, chunk...)
-				if len(line) > maxRowBytes {
+				if len(line) > limit {
 					yield(row, rawRow{err: errRowTooLong})
 					return
 				}
@@ -144,9 +145,9 @@ func lines(in *bufio.Reader) iter.Seq2[int, rawRow] {
 }
 
 // elements yields the elements of the JSON array in in, numbered from 1.
-func elements(in *bufio.Reader) iter.Seq2[int, rawRow] {
+func elements(in *bufio.Reader, limit int) iter.Seq2[int, rawRow] {
 	return func(yield func(int, rawRow) bool) {
-		source := &budgetReader{r: in, left: maxRowBytes}
+		source := &budgetReader{r: in, left: limit}
 		dec := json.NewDecoder(source)
 		fail := func(row int, err error) {
 			if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -160,7 +161,7 @@ func elements(in *bufio.Reader) iter.Seq2[int, rawRow] {
 		}
 		row := 1
 		for ; dec.More(); row++ {
-			source.left = maxRowBytes
+			source.left = limit
 			var raw json.RawMessage
 			if err := dec.Decode(&raw); err != nil {
 				fail(row, err)
@@ -178,7 +179,7 @@ func elements(in *bufio.Reader) iter.Seq2[int, rawRow] {
 			yield(0, rawRow{err: errors.New("the file holds no rows")})
 			return
 		}
-		source.left = maxRowBytes
+		source.left = limit
 		var syntax *json.SyntaxError
 		switch _, err := dec.Token(); {
 		case err == nil, errors.As(err, &syntax):

@@ -10,7 +10,7 @@ import (
 
 // readAll returns the rows that have columns, and the first error.
 func readAll(r io.Reader) (rows []int, err error) {
-	for rec, err := range records(r, "f") {
+	for rec, err := range records(r, "f", 1<<20) {
 		if err != nil {
 			return rows, err
 		}
@@ -79,34 +79,39 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-var letters = strings.Repeat("a", 1<<20)
+// repeat is a file of n bytes that says text over and over.
+type repeat struct {
+	text    string
+	n, read int
+}
 
-// endless is a file of n bytes that ends no line and no string.
-type endless struct{ read, n int }
-
-func (e *endless) Read(p []byte) (int, error) {
-	if e.read >= e.n {
+func (r *repeat) Read(p []byte) (int, error) {
+	if r.read >= r.n {
 		return 0, io.EOF
 	}
-	text := letters
-	if e.read == 0 {
-		text = `{"a":"`
-	}
-	n := copy(p, text)
-	e.read += n
+	n := copy(p, r.text[r.read%len(r.text):])
+	r.read += n
 	return n, nil
 }
 
-// A row without an end is given up on after maxRowBytes, not read whole.
+// A row without an end is given up on at the limit, not read whole; the limit is a row's, not
+// the file's.
 func TestRowTooLong(t *testing.T) {
-	for name, start := range map[string]string{"line": "", "array": "["} {
-		source := &endless{n: 1 << 30}
+	for _, start := range []string{`{"a":"`, `[{"a":"`, `[{},{"a":"`} {
+		source := &repeat{strings.Repeat("a", 1<<12), 1 << 30, 0}
 		_, err := readAll(io.MultiReader(strings.NewReader(start), source))
-		if err == nil || !strings.Contains(err.Error(), "f, row 1: longer than 64 MiB") {
-			t.Errorf("%s: %v", name, err)
+		if !errors.Is(err, errRowTooLong) || !strings.Contains(err.Error(), fmt.Sprintf("f, row %d: ", strings.Count(start, "{"))) {
+			t.Errorf("%q: %v", start, err)
 		}
-		if source.read > maxRowBytes+1<<20 {
-			t.Errorf("%s: %d bytes were read", name, source.read)
+		if source.read > 3<<20 {
+			t.Errorf("%q: %d bytes were read", start, source.read)
+		}
+	}
+	row := `{"a":"` + strings.Repeat("a", 1<<18) + `"}`
+	for _, c := range []struct{ start, sep, end string }{{"", "\n", ""}, {"[" + row, ",", "]"}} {
+		rows, err := readAll(io.MultiReader(strings.NewReader(c.start), &repeat{c.sep + row, 20 * (1 + len(row)), 0}, strings.NewReader(c.end)))
+		if err != nil || len(rows) < 20 {
+			t.Errorf("%.1q: %d rows, %v", c.start, len(rows), err)
 		}
 	}
 }
@@ -141,7 +146,7 @@ func FuzzRecords(f *testing.F) {
 	c := &Chat{Template: tmpl, enc: byteEncoder{}, control: map[string]int32{imStart: 256, imEnd: 257}}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		last := 0
-		for rec, err := range records(strings.NewReader(string(text)), "f") {
+		for rec, err := range records(strings.NewReader(string(text)), "f", 1<<20) {
 			if err != nil {
 				var fault *FileError
 				if !errors.As(err, &fault) {
