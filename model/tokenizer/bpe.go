@@ -19,12 +19,16 @@ type bpe struct {
 	rule    []rule    // token -> what it was merged from
 	length  []int32   // token -> its size in bytes
 	shorter []int32   // token -> the longest other token that its bytes begin with, or None
-	pairs   hashTable // two tokens -> what they merge into
+	pairs   pairTable // two tokens -> what they merge into
 	prefix  trie
 }
 
-// rule is the pair that a token is merged from; a byte is its own pair.
-type rule struct{ left, right int32 }
+// rule is the pair that a token is merged from (a byte is its own pair), and the
+// first tokens that are made with it on the left and on the right, or never.
+type rule struct{ left, right, asLeft, asRight int32 }
+
+// never stands for a token that is not made. It is above all others.
+const never = maxTokens - 1
 
 // numBytes is the count of tokens that are a byte.
 const numBytes = 256
@@ -33,20 +37,22 @@ const numBytes = 256
 // order of rank. tokens[id] holds the bytes of a token.
 func newBPE(tokens []string, merges []merge) (*bpe, error) {
 	n := numBytes + len(merges)
+	if n >= maxTokens {
+		return nil, fmt.Errorf("%d merges: at most %d are supported", len(merges), maxTokens-numBytes-1)
+	}
 	b := &bpe{
 		id:      make([]int32, n),
 		rule:    make([]rule, n),
 		length:  make([]int32, n),
 		shorter: make([]int32, n),
-		pairs:   newHashTable(len(merges)),
-		prefix:  newTrie(len(merges)),
+		pairs:   newPairTable(len(merges)),
 	}
 	inside := make([]int32, len(tokens)) // id -> token
 	for i := range inside {
 		inside[i] = None
 	}
 	for i := range numBytes {
-		b.id[i], b.rule[i], b.length[i] = None, rule{int32(i), int32(i)}, 1
+		b.id[i], b.rule[i], b.length[i] = None, rule{int32(i), int32(i), never, never}, 1
 	}
 	for i, tok := range tokens {
 		if len(tok) == 1 {
@@ -56,7 +62,7 @@ func newBPE(tokens []string, merges []merge) (*bpe, error) {
 	}
 	for rank, m := range merges {
 		t := int32(numBytes + rank)
-		r := rule{inside[m.left], inside[m.right]}
+		r := rule{inside[m.left], inside[m.right], never, never}
 		if r.left == None || r.right == None {
 			return nil, fmt.Errorf("merge %d (%q, %q) uses a token that no merge before it makes", rank, tokens[m.left], tokens[m.right])
 		}
@@ -65,7 +71,9 @@ func newBPE(tokens []string, merges []merge) (*bpe, error) {
 		}
 		inside[m.made] = t
 		b.id[t], b.rule[t], b.length[t] = m.made, r, int32(len(tokens[m.made]))
-		b.pairs.put(pairKey(r.left, r.right), t)
+		b.pairs.put(r.left, r.right, t)
+		left, right := &b.rule[r.left], &b.rule[r.right]
+		left.asLeft, right.asRight = min(left.asLeft, t), min(right.asRight, t)
 	}
 	b.buildPrefixes(tokens)
 	return b, nil
@@ -78,6 +86,7 @@ type merge struct{ left, right, made int32 }
 // whose own bytes merge into them and nothing else.
 func (b *bpe) buildPrefixes(tokens []string) {
 	whole := make([]bool, len(b.id))
+	var entries []entry
 	for t, id := range b.id {
 		if id == None {
 			continue
@@ -85,13 +94,15 @@ func (b *bpe) buildPrefixes(tokens []string) {
 		r := b.rule[t]
 		whole[t] = t < numBytes || whole[r.left] && whole[r.right] && b.undisturbed(r.left, r.right, int32(t))
 		if whole[t] {
-			b.prefix.insert(tokens[id], int32(t))
+			entries = append(entries, entry{tokens[id], int32(t)})
 		}
 	}
-	for t, id := range b.id {
-		if b.shorter[t] = None; whole[t] {
-			b.shorter[t] = b.prefix.longest(tokens[id][:len(tokens[id])-1])
-		}
+	b.prefix = newTrie(entries)
+	for i := range b.shorter {
+		b.shorter[i] = None
+	}
+	for _, e := range entries {
+		b.shorter[e.token] = b.prefix.longest(e.text[:len(e.text)-1])
 	}
 }
 
@@ -100,8 +111,9 @@ func (b *bpe) buildPrefixes(tokens []string) {
 // comes before limit and before one that x or y needs.
 func (b *bpe) undisturbed(x, y, limit int32) bool {
 	for {
-		if made, ok := b.pairs.get(pairKey(x, y)); ok && made < limit {
-			return false
+		left, right := &b.rule[x], &b.rule[y]
+		if max(left.asLeft, right.asRight) < limit && b.pairs.made(x, y) < limit {
+			return false // the first test only spares most look-ups
 		}
 		// Undo the later of the last merges of x and y. A merge across the border
 		// must then come before it; one in y is to the right, so an equal one does.
@@ -109,14 +121,12 @@ func (b *bpe) undisturbed(x, y, limit int32) bool {
 		case x < numBytes && y < numBytes:
 			return true
 		case x > y:
-			limit, x = x, b.rule[x].right
+			limit, x = x, left.right
 		default:
-			limit, y = y+1, b.rule[y].left
+			limit, y = y+1, right.left
 		}
 	}
 }
-
-const noLimit = 1<<31 - 1
 
 // appendPiece appends the ids of a piece to dst.
 func (b *bpe) appendPiece(dst []int32, piece string) []int32 {
@@ -152,7 +162,7 @@ func (b *bpe) search(dst []int32, piece string, first int32) ([]int32, bool) {
 		t := candidate
 		for t != None {
 			end := pos + int(b.length[t])
-			if !dead.has(end) && (last == None || b.undisturbed(last, t, noLimit)) {
+			if !dead.has(end) && (last == None || b.undisturbed(last, t, never)) {
 				break
 			}
 			t = b.shorter[t]

@@ -165,14 +165,11 @@ func (p *parts) setPipeline(f *modelFile) error {
 	default:
 		return fmt.Errorf("pre_tokenizer %s is not supported (those of Qwen2.5, SmolLM2 and GPT-2 are)", got)
 	}
-	switch got := describe(f.PostProcessor); got {
-	case "none", "ByteLevel", "ByteLevel(gpt2)": // they change offsets only
-	default:
+	// In these two the options of ByteLevel change nothing but offsets.
+	if got := describe(f.PostProcessor); got != "none" && !strings.HasPrefix(got, "ByteLevel") {
 		return fmt.Errorf("post_processor %s is not supported (ByteLevel or none is)", got)
 	}
-	switch got := describe(f.Decoder); got {
-	case "ByteLevel", "ByteLevel(gpt2)":
-	default:
+	if got := describe(f.Decoder); !strings.HasPrefix(got, "ByteLevel") {
 		return fmt.Errorf("decoder %s is not supported (ByteLevel is)", got)
 	}
 	return nil

@@ -2,6 +2,7 @@ package tokenizer
 
 import (
 	"slices"
+	"sync"
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
@@ -14,35 +15,71 @@ import (
 // marks it inserts a joiner (the Stream-Safe Text Format), which plain NFC, and
 // so the tokenizers library, does not. Long segments are therefore composed here.
 func nfc(text string) string {
-	if norm.NFC.QuickSpanString(text) == len(text) {
+	i := lastBoundary(text, plainSpan(text))
+	if i += norm.NFC.QuickSpanString(text[i:]); i == len(text) {
 		return text
 	}
-	out := make([]byte, 0, len(text)+len(text)/8)
-	for i := 0; i < len(text); {
-		// Take what is normal already, back to a boundary, then one segment.
-		n := norm.NFC.QuickSpanString(text[i:])
-		start := lastBoundary(text, i, i+n)
-		out = append(out, text[i:start]...)
-		if start == len(text) {
-			break
-		}
-		i = segmentEnd(text, start)
-		out = appendSegment(out, text[start:i])
+	i = lastBoundary(text, i)
+	out := append(make([]byte, 0, len(text)+len(text)/8), text[:i]...)
+	for i < len(text) {
+		short, end := stretch(text, i)
+		out = norm.NFC.AppendString(out, text[i:short])
+		out = appendLong(out, text[short:end])
+		i = end
 	}
 	return string(out)
 }
 
-// lastBoundary returns the last position in [from, to] before which text can be
-// cut without changing its normal form; from is one.
-func lastBoundary(text string, from, to int) int {
-	if to == len(text) {
-		return to
+// stretch scans segments from i on, up to the first long one: where it begins,
+// and where it ends. Without one both are the end of text.
+func stretch(text string, i int) (short, end int) {
+	for short = i; short < len(text); short = end {
+		end = segmentEnd(text, short)
+		if end-short > shortSegment {
+			return short, end
+		}
 	}
-	for to > from && !boundaryBefore(text[to:]) {
-		_, n := utf8.DecodeLastRuneInString(text[from:to])
-		to -= n
+	return short, short
+}
+
+// plainSpan returns the length of a start of text of which every character is
+// inert; this is much faster than QuickSpan.
+func plainSpan(text string) int {
+	set := inert()
+	for i := 0; i < len(text); {
+		if text[i] < utf8.RuneSelf {
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRuneInString(text[i:])
+		if int(r) >= 64*len(set) || !set.has(int(r)) {
+			return i
+		}
+		i += n
 	}
-	return to
+	return len(text)
+}
+
+// inert is the set of the characters of the basic multilingual plane that never
+// change, and never combine with or move before what precedes them.
+var inert = sync.OnceValue(func() bitset {
+	set := make(bitset, 1<<16/64)
+	for r := range rune(1 << 16) {
+		if utf8.ValidRune(r) && r != utf8.RuneError && norm.NFC.IsNormalString(string(r)) && boundaryBefore(string(r)) {
+			set.set(int(r))
+		}
+	}
+	return set
+})
+
+// lastBoundary returns the last position up to i at which text can be cut
+// without changing its normal form.
+func lastBoundary(text string, i int) int {
+	for i > 0 && i < len(text) && !boundaryBefore(text[i:]) {
+		_, n := utf8.DecodeLastRuneInString(text[:i])
+		i -= n
+	}
+	return i
 }
 
 // segmentEnd returns where the segment that starts at i ends: at the next
@@ -72,20 +109,17 @@ func boundaryBefore(text string) bool {
 // decomposes into marks, and none gives more than 3.
 const shortSegment = 20
 
-// appendSegment appends the normal form of one segment.
-func appendSegment(dst []byte, segment string) []byte {
-	if len(segment) <= shortSegment {
-		return norm.NFC.AppendString(dst, segment)
+// appendLong appends the normal form of one segment, or of nothing.
+func appendLong(dst []byte, segment string) []byte {
+	type char struct {
+		r   rune
+		ccc uint8 // canonical combining class
 	}
 	if r, n := utf8.DecodeRuneInString(segment); r == utf8.RuneError && n == 1 {
 		// Not UTF-8, which only the start of a segment can be: nothing joins it.
 		dst, segment = append(dst, segment[0]), segment[1:]
 	}
 	// The canonical decomposition, put into canonical order.
-	type char struct {
-		r   rune
-		ccc uint8
-	}
 	var chars []char
 	for i := 0; i < len(segment); {
 		p := norm.NFC.PropertiesString(segment[i:])

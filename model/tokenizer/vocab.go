@@ -163,6 +163,7 @@ func (p *parts) build() (*Tokenizer, error) {
 	}
 	for _, a := range p.added {
 		_, twice := t.ids[a.content]
+		same, plain := p.vocab[toPrintable(a.content)]
 		switch {
 		case a.content == "" || !utf8.ValidString(a.content):
 			return nil, fmt.Errorf("added token %q (id %d) is not text", a.content, a.id)
@@ -170,6 +171,8 @@ func (p *parts) build() (*Tokenizer, error) {
 			return nil, fmt.Errorf("added token %q occurs twice", a.content)
 		case tokens[a.id] != "" && tokens[a.id] != a.content:
 			return nil, fmt.Errorf("added token %q has id %d, which is %q already", a.content, a.id, tokens[a.id])
+		case plain && same != a.id:
+			return nil, fmt.Errorf("added token %q has id %d, but is id %d of the vocabulary", a.content, a.id, same)
 		case a.special && slices.Contains(bpe.id, a.id):
 			return nil, fmt.Errorf("special token %q (id %d) is the result of a merge, so that text could form it", a.content, a.id)
 		}
