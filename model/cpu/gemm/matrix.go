@@ -44,7 +44,7 @@ func Pack(n, k int, bf16 bool, rows func(row, count int, dst []float32) error) (
 		to := row * m.kPad
 		if bf16 {
 			packTransposed(kr, panel, block, k, count, k)
-			vec.ToBF16(m.bf16[to:], panel)
+			vec.ToBF16(m.bf16[to:to+len(panel)], panel)
 		} else {
 			packTransposed(kr, m.f32[to:to+k*kr.nr], block, k, count, k)
 		}
@@ -102,7 +102,7 @@ func (m *Matrix) MulT(y []float32, ldy int, x []float32, ldx, M int, add bool) {
 		if m.f32 != nil {
 			return bytesOf(m.f32[at:])
 		}
-		vec.FromBF16(s.panel[:], m.bf16[at:at+kc*nr])
+		vec.FromBF16(s.panel[:kc*nr], m.bf16[at:at+kc*nr])
 		return bytesOf(s.panel[:])
 	}
 	p.run(m.kr)

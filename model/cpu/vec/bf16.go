@@ -2,21 +2,31 @@ package vec
 
 import "math"
 
-// FromBF16 widens src to float32, exactly. dst is at least as long as src.
+// FromBF16 sets dst[i] to the float32 that the bfloat16 src[i] stands for.
 func FromBF16(dst []float32, src []uint16) {
-	dst = dst[:len(src)]
-	for i, b := range src {
-		dst[i] = math.Float32frombits(uint32(b) << 16)
+	equalLengths(len(dst), len(src))
+	n := len(src) &^ (lanes - 1)
+	if n > 0 {
+		current.fromBF16(&dst[0], &src[0], n)
+	}
+	for i := n; i < len(src); i++ {
+		dst[i] = widenBF16(src[i])
 	}
 }
 
-// ToBF16 rounds src to bfloat16, to nearest, ties to even; a NaN stays a NaN. dst is at least as long as src.
+// ToBF16 rounds src to bfloat16, to nearest, ties to even; a NaN stays a NaN.
 func ToBF16(dst []uint16, src []float32) {
-	dst = dst[:len(src)]
-	for i, x := range src {
-		dst[i] = roundBF16(x)
+	equalLengths(len(dst), len(src))
+	n := len(src) &^ (lanes - 1)
+	if n > 0 {
+		current.toBF16(&dst[0], &src[0], n)
+	}
+	for i := n; i < len(src); i++ {
+		dst[i] = roundBF16(src[i])
 	}
 }
+
+func widenBF16(b uint16) float32 { return math.Float32frombits(uint32(b) << 16) }
 
 func roundBF16(x float32) uint16 {
 	b := math.Float32bits(x)

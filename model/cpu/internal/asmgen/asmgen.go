@@ -4,10 +4,10 @@
 package asmgen
 
 import (
-	"flag"
+	"bytes"
+	"fmt"
 	"log"
 	"os"
-	"path/filepath"
 
 	"github.com/mmcloughlin/avo/build"
 	"github.com/mmcloughlin/avo/operand"
@@ -59,8 +59,8 @@ func Ptr(c *build.Context, name string) reg.GPVirtual {
 // At is the memory at base + disp.
 func At(base reg.Register, disp int) operand.Mem { return operand.Mem{Base: base, Disp: disp} }
 
-// Generate runs gen and returns the assembly file and its Go declarations, for package pkg.
-func Generate(pkg string, gen func(*build.Context)) (asm, stubs []byte, err error) {
+// generate runs gen and returns the assembly file and its Go declarations, for package pkg.
+func generate(pkg string, gen func(*build.Context)) (asm, stubs []byte, err error) {
 	c := build.NewContext()
 	c.ConstraintExpr("amd64,!purego")
 	gen(c)
@@ -79,17 +79,39 @@ func Generate(pkg string, gen func(*build.Context)) (asm, stubs []byte, err erro
 	return asm, stubs, err
 }
 
-// Main writes name.s and name.go of package pkg into the folder of the -dir flag, the current one by default.
+// Main writes name.s and name.go of package pkg into the current folder, which under go generate is the package's.
 func Main(pkg, name string, gen func(*build.Context)) {
-	dir := flag.String("dir", ".", "folder to write the generated files into")
-	flag.Parse()
-	asm, stubs, err := Generate(pkg, gen)
+	files, err := files(pkg, name, gen)
 	if err != nil {
 		log.Fatal(err)
 	}
-	for ext, text := range map[string][]byte{".s": asm, ".go": stubs} {
-		if err := os.WriteFile(filepath.Join(*dir, name+ext), text, 0o644); err != nil {
+	for file, text := range files {
+		if err := os.WriteFile(file, text, 0o644); err != nil {
 			log.Fatal(err)
 		}
 	}
+}
+
+// Stale says which of name.s and name.go differs from what gen makes now, or returns nil.
+func Stale(pkg, name string, gen func(*build.Context)) error {
+	files, err := files(pkg, name, gen)
+	if err != nil {
+		return err
+	}
+	for file, want := range files {
+		got, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("%s is not what its generator makes: run go generate in package %s", file, pkg)
+		}
+	}
+	return nil
+}
+
+// files are the generated texts by file name.
+func files(pkg, name string, gen func(*build.Context)) (map[string][]byte, error) {
+	asm, stubs, err := generate(pkg, gen)
+	return map[string][]byte{name + ".s": asm, name + ".go": stubs}, err
 }
