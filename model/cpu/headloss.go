@@ -116,25 +116,26 @@ func (b *Backend[T]) KL(kl, base, tuned ops.Tensor, head ops.Weight, batch *ops.
 			copy(x[i*C:(i+1)*C], ys[int(row)*C:])
 		}
 		q := b.logits(x, w, hi-lo)
-		b.parallel(hi-lo, func(i int, s *scratch[T]) {
-			to[lo+i] = divergence(p[i*V:(i+1)*V], q[i*V:(i+1)*V], s.take(V))
-		})
+		b.parallel(hi-lo, func(i int, _ *scratch[T]) { to[lo+i] = T(divergence(p[i*V:(i+1)*V], q[i*V:(i+1)*V])) })
 	})
 }
 
-// divergence is KL(softmax(p) ‖ softmax(q)); the sum is a float64's, for its terms of either sign nearly cancel.
-func divergence[T Float](p, q, work []T) T {
-	logSum := func(x []T) (top T, log float64) {
-		copy(work, x)
-		top = largest(x)
-		return top, math.Log(float64(expSum(work, 1, top)))
+// divergence is KL(softmax(p) ‖ softmax(q)) = Σ p·(exp(d)-1-d), d = ln q - ln p. Where the two are close its terms are
+// of second order in d, and none is negative; those of Σ p·(ln p - ln q) are of first order and cancel.
+func divergence[T Float](p, q []T) (sum float64) {
+	logSumP, logSumQ := logSumExp(p), logSumExp(q)
+	for i, x := range p {
+		logP := float64(x) - logSumP
+		d := float64(q[i]) - logSumQ - logP
+		sum += math.Exp(logP) * (math.Expm1(d) - d)
 	}
-	topQ, logQ := logSum(q)
-	topP, logP := logSum(p) // leaves exp(p - topP) in work
-	var sum float64
-	norm := math.Exp(-logP)
-	for i, e := range work {
-		sum += float64(e) * norm * ((float64(p[i]) - float64(topP) - logP) - (float64(q[i]) - float64(topQ) - logQ))
+	return sum
+}
+
+func logSumExp[T Float](x []T) float64 {
+	top, sum := float64(largest(x)), 0.0
+	for _, v := range x {
+		sum += math.Exp(float64(v) - top)
 	}
-	return T(sum)
+	return top + math.Log(sum)
 }

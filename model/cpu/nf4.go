@@ -30,13 +30,14 @@ func dynamicMap() (code [256]float32) {
 	for decade := range 7 {
 		items := 1 << decade
 		power := float32(math.Pow10(decade - 6))
-		// The boundaries are torch.linspace(0.1, 1, items+1): counted from the nearer end.
-		step := (float32(1) - 0.1) / float32(items)
+		// The boundaries are torch.linspace(0.1, 1, items+1): fused multiply-adds from the nearer end.
+		from, to := float64(float32(0.1)), 1.0
+		step := float64(float32(to-from) / float32(items))
 		boundary := func(i int) float32 {
 			if i < (items+1)/2 {
-				return 0.1 + float32(step*float32(i))
+				return float32(from + step*float64(i))
 			}
-			return 1 - float32(step*float32(items-i))
+			return float32(to - step*float64(items-i))
 		}
 		for i := range items {
 			mean := float32(boundary(i)+boundary(i+1)) / 2
@@ -89,6 +90,10 @@ func (b *Backend[T]) QuantNF4(q ops.NF4, src ops.Tensor) {
 		block := absmax[i*nestedBlock : min(len(absmax), (i+1)*nestedBlock)]
 		nested[i] = largestMagnitude(block)
 		for j, x := range block {
+			if nested[i] == 0 {
+				to[i*nestedBlock+j] = 0
+				continue
+			}
 			to[i*nestedBlock+j] = nearest(x / nested[i])
 		}
 	}
@@ -103,7 +108,8 @@ func quantBlock(codes []byte, x []float32) float32 {
 		stored = absmax
 	}
 	inverse := 1 / absmax
-	var code [nf4Block + 1]byte // zero beyond an odd end
+	var code [nf4Block + 1]byte
+	code[len(x)] = nf4Of(0) // beyond an odd end
 	for i, v := range x {
 		code[i] = nf4Of(v * inverse)
 	}
@@ -130,17 +136,19 @@ func largestMagnitude(x []float32) (top float32) {
 	return top
 }
 
-// nearest is the entry of nestedCode nearest to x.
+// nearest is the entry of nestedCode nearest to x in [-1,1]. As in bitsandbytes on the processor, x is first rounded to
+// one of 65536 levels, so near the middle of two entries it may be the other one.
 func nearest(x float32) byte {
-	at, _ := slices.BinarySearch(nestedCode[:], x) // the first entry not below x
-	i := max(at-1, 0)
-	if at < len(nestedCode) && nestedCode[at] == x {
-		i = at
+	level := math.Floor(float64(float32(float32((x+1)*0.5)*65535) + 0.5))
+	x = float32(float32(level)*float32(2.0/65535)) - 1
+	right, _ := slices.BinarySearch(nestedCode[:], x) // the first entry not below x
+	if right == 0 {
+		return 0
 	}
-	if i < 255 && float32(math.Abs(float64(x-nestedCode[i+1]))) < float32(math.Abs(float64(x-nestedCode[i]))) {
-		i++
+	if right == len(nestedCode) || nestedCode[right]-x >= x-nestedCode[right-1] {
+		right--
 	}
-	return byte(i)
+	return byte(right)
 }
 
 // DequantNF4 writes code·absmax, rounded to dst's storage.
@@ -195,7 +203,7 @@ func store(t ops.Tensor, lo int, src []float32) {
 	case ops.F32:
 		copy(view[float32](t)[lo:], src)
 	case ops.BF16:
-		vec.ToBF16(view[uint16](t)[lo:], src)
+		vec.ToBF16(view[uint16](t)[lo:lo+len(src)], src)
 	case ops.F64:
 		for i, x := range src {
 			view[float64](t)[lo+i] = float64(x)
@@ -203,71 +211,59 @@ func store(t ops.Tensor, lo int, src []float32) {
 	}
 }
 
-// meanOf is torch's mean of a float32 vector on one thread: a cascade sum (at::native::cascade_sum, SumKernel.cpp) over
-// four vectors of lanes at a time, so that the offset has the bits that bitsandbytes stores.
+// meanOf is torch's mean of a float32 vector on one thread, so that the offset has the bits that bitsandbytes stores: the
+// vector as rows of 8 lanes, or as it is where it is shorter, summed by rowSum (SumKernel.cpp of ATen, AVX2).
 func meanOf(x []float32) float32 {
-	const lanes, ways = 16, 4
-	vectors := len(x) / lanes
-	sums := cascade(vectors/ways, func(i, k, lane int) float32 { return x[(i*ways+k)*lanes+lane] })
-	for i := vectors / ways * ways; i < vectors; i++ {
-		for lane := range lanes {
-			sums[0][lane] += x[i*lanes+lane]
-		}
+	const lanes = 8
+	if len(x) < lanes {
+		return rowSum(len(x), func(i int) float32 { return x[i] }) / float32(len(x))
 	}
+	rows := len(x) / lanes
 	var total float32
-	for _, v := range x[vectors*lanes:] {
+	for _, v := range x[rows*lanes:] {
 		total += v
 	}
 	for lane := range lanes {
-		for k := 1; k < ways; k++ {
-			sums[0][lane] += sums[k][lane]
-		}
-		total += sums[0][lane]
+		total += rowSum(rows, func(i int) float32 { return x[i*lanes+lane] })
 	}
 	return total / float32(len(x))
 }
 
-// cascade sums n rows of 4 vectors of 16 lanes by levels: every 2^power rows a level's sum moves up.
-func cascade(n int, at func(row, way, lane int) float32) [4][16]float32 {
+// rowSum adds up n values in four interleaved cascades.
+func rowSum(n int, at func(i int) float32) float32 {
+	const ways = 4
+	var sums [ways]float32
+	for k := range sums {
+		sums[k] = cascade(n/ways, func(i int) float32 { return at(i*ways + k) })
+	}
+	for i := n / ways * ways; i < n; i++ {
+		sums[0] += at(i)
+	}
+	return sums[0] + sums[1] + sums[2] + sums[3]
+}
+
+// cascade adds up n values by levels: every 2^power of them a level's sum moves one up.
+func cascade(n int, at func(i int) float32) float32 {
 	const levels = 4
 	power := max(4, bits.Len(uint(max(n, 1)-1))/levels)
 	step := 1 << power
-	var acc [levels][4][16]float32
-	add := func(level, row int) {
-		for k := range 4 {
-			for lane := range 16 {
-				if level == 0 {
-					acc[0][k][lane] += at(row, k, lane)
-				} else {
-					acc[level][k][lane] += acc[level-1][k][lane]
-				}
-			}
-		}
-	}
+	var sums [levels]float32
 	i := 0
 	for i+step <= n {
 		for range step {
-			add(0, i)
+			sums[0] += at(i)
 			i++
 		}
 		for level := 1; level < levels; level++ {
-			add(level, 0)
-			acc[level-1] = [4][16]float32{}
+			sums[level] += sums[level-1]
+			sums[level-1] = 0
 			if i&((step-1)<<(level*power)) != 0 {
 				break
 			}
 		}
 	}
 	for ; i < n; i++ {
-		add(0, i)
+		sums[0] += at(i)
 	}
-	sum := acc[0]
-	for level := 1; level < levels; level++ {
-		for k := range 4 {
-			for lane := range 16 {
-				sum[k][lane] += acc[level][k][lane]
-			}
-		}
-	}
-	return sum
+	return sums[0] + sums[1] + sums[2] + sums[3]
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 
-	"qlora/model/cpu/vec"
 	"qlora/model/ops"
 )
 
@@ -145,7 +144,9 @@ func toBF16[T Float](x T) uint16 {
 		}
 		f = math.Float32frombits(bits | 1)
 	}
-	var to [1]uint16
-	vec.ToBF16(to[:], []float32{f})
-	return to[0]
+	bits := math.Float32bits(f)
+	if f != f {
+		return uint16(bits>>16) | 0x40 // a NaN stays one
+	}
+	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
 }
