@@ -33,8 +33,11 @@ const never = maxTokens - 1
 // numBytes is the count of tokens that are a byte.
 const numBytes = 256
 
-// newBPE builds the tables from ids by bytes and the rules as pairs of ids, in
-// order of rank. tokens[id] holds the bytes of a token.
+// merge is a rule by ids: left and right become made.
+type merge struct{ left, right, made int32 }
+
+// newBPE builds the tables. tokens[id] holds the bytes of a token, merges are in
+// order of rank.
 func newBPE(tokens []string, merges []merge) (*bpe, error) {
 	n := numBytes + len(merges)
 	if n >= maxTokens {
@@ -78,9 +81,6 @@ func newBPE(tokens []string, merges []merge) (*bpe, error) {
 	b.buildPrefixes(tokens)
 	return b, nil
 }
-
-// merge is a rule by ids: left and right become made.
-type merge struct{ left, right, made int32 }
 
 // buildPrefixes enters the tokens that merging can end with into the trie: those
 // whose own bytes merge into them and nothing else.
@@ -129,6 +129,7 @@ func (b *bpe) undisturbed(x, y, limit int32) bool {
 }
 
 // appendPiece appends the ids of a piece to dst.
+// Bytes without a token are left out, and what is around them merges.
 func (b *bpe) appendPiece(dst []int32, piece string) []int32 {
 	first := b.prefix.longest(piece)
 	if first != None && int(b.length[first]) == len(piece) {
@@ -149,37 +150,33 @@ func (b *bpe) appendPiece(dst []int32, piece string) []int32 {
 // a shorter one. It fails if the piece has a byte without a token.
 func (b *bpe) search(dst []int32, piece string, first int32) ([]int32, bool) {
 	var buf [8]uint64
-	dead := newBitset(buf[:], len(piece)+1) // ends from which the rest cannot be encoded
+	dead := newBitset(buf[:], len(piece)+1) // positions after which the rest cannot be encoded
 	base, pos := len(dst), 0
 	for candidate := first; pos < len(piece); {
 		last := None
 		if len(dst) > base {
 			last = dst[len(dst)-1]
 		}
-		if candidate == None && last == None {
-			return dst, len(piece) == 0
-		}
 		t := candidate
-		for t != None {
-			end := pos + int(b.length[t])
-			if !dead.has(end) && (last == None || b.undisturbed(last, t, never)) {
-				break
-			}
+		for t != None && (dead.has(pos+int(b.length[t])) || last != None && !b.undisturbed(last, t, never)) {
 			t = b.shorter[t]
 		}
-		if t != None {
+		switch {
+		case t != None:
 			dst = append(dst, t)
 			pos += int(b.length[t])
-			if candidate = b.prefix.longest(piece[pos:]); candidate == None && pos < len(piece) {
+			candidate = b.prefix.longest(piece[pos:])
+			if candidate == None && pos < len(piece) {
 				return dst, false
 			}
-			continue
+		case last != None: // nothing goes on from here: try a shorter one in place of last
+			dead.set(pos)
+			dst = dst[:len(dst)-1]
+			pos -= int(b.length[last])
+			candidate = b.shorter[last]
+		default:
+			return dst, false
 		}
-		// Nothing follows last here: take a shorter one in its place.
-		dead.set(pos)
-		dst = dst[:len(dst)-1]
-		pos -= int(b.length[last])
-		candidate = b.shorter[last]
 	}
 	return dst, true
 }

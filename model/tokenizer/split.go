@@ -8,7 +8,8 @@ import (
 // A splitter returns where the piece of text that starts at i ends, i < len(text).
 // The pieces of a text, taken from 0 on, cover it without gaps. Splitters are the
 // patterns written out by hand: Go's regexp has no look-ahead, and a
-// backtracking engine would be slow or worse on hostile text.
+// backtracking engine would be slow or worse on hostile text. Letters and numbers
+// are those of Go's Unicode tables; a later standard's are split as symbols.
 type splitter func(text string, i int) int
 
 // qwen2Pattern is the pattern that qwen2 implements.
