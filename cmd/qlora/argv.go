@@ -1,0 +1,121 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// setting is one flag of a command line with the words that belong to it.
+type setting struct {
+	name   string   // ms-swift's spelling: without the leading dashes, '_' for '-'
+	values []string // none when the flag stands alone
+}
+
+// splitWords groups the words after the verb as ms-swift's parser does, with a little more
+// patience: a flag starts with two dashes and takes every word up to the next flag, so that
+// `--dataset a b` is a list; `--name=value` is one word; `-1` and a word with a space in
+// its name part are values. A single -h is --help. There are no positional arguments: a word
+// that belongs to no flag is an error.
+func splitWords(words []string) ([]setting, error) {
+	var settings []setting
+	var stray []string
+	for i, word := range words {
+		if word == "--" {
+			stray = append(stray, words[i+1:]...)
+			break
+		}
+		switch name, value, hasValue := cutFlag(word); {
+		case word == "-h":
+			settings = append(settings, setting{name: "help"})
+		case name == "" && len(settings) == 0:
+			stray = append(stray, word)
+		case name == "":
+			last := &settings[len(settings)-1]
+			last.values = append(last.values, word)
+		case hasValue:
+			settings = append(settings, setting{name, []string{value}})
+		default:
+			settings = append(settings, setting{name: name})
+		}
+	}
+	if len(stray) > 0 {
+		return nil, strayWords(stray)
+	}
+	return settings, nil
+}
+
+// cutFlag splits a word that is a flag; name is "" when it is not one.
+func cutFlag(word string) (name, value string, hasValue bool) {
+	rest, ok := strings.CutPrefix(word, "--")
+	if !ok || rest == "" {
+		return "", "", false
+	}
+	name, value, hasValue = strings.Cut(rest, "=")
+	if name == "" || strings.ContainsAny(name, " \t\r\n") {
+		return "", "", false
+	}
+	return strings.ReplaceAll(name, "-", "_"), value, hasValue
+}
+
+func strayWords(words []string) error {
+	for _, w := range words {
+		if strings.HasSuffix(w, ".yaml") || strings.HasSuffix(w, ".yml") || strings.HasSuffix(w, ".json") {
+			return fmt.Errorf("%q belongs to no flag: configuration files are not read, write `--flag value` (a data file is `--dataset %s`)", w, w)
+		}
+	}
+	return fmt.Errorf("%q belongs to no flag: every argument is written `--flag value`", words[0])
+}
+
+// shape is how many words a flag takes.
+type shape uint8
+
+const (
+	one  shape = iota // exactly one value
+	list              // one or more
+	flag              // true, false, or nothing for true
+)
+
+// canonical writes a setting as kong reads it, one `--name=value` per value.
+func canonical(s setting, takes shape) ([]string, error) {
+	switch {
+	case takes == flag:
+		value := "true"
+		if len(s.values) > 0 {
+			value = s.values[0]
+		}
+		on, err := parseBool(value)
+		if err != nil || len(s.values) > 1 {
+			return nil, fmt.Errorf("--%s takes true or false, not %s", s.name, quoted(s.values))
+		}
+		return []string{fmt.Sprintf("--%s=%t", s.name, on)}, nil
+	case len(s.values) == 0:
+		return nil, fmt.Errorf("--%s needs a value: write `--%s VALUE`", s.name, s.name)
+	case takes == one && len(s.values) > 1:
+		return nil, fmt.Errorf("--%s takes one value, not %d (%s): put quotes around a value with spaces", s.name, len(s.values), quoted(s.values))
+	}
+	var words []string
+	for _, v := range s.values {
+		words = append(words, "--"+s.name+"="+v)
+	}
+	return words, nil
+}
+
+// parseBool reads the words transformers' argument parser takes for a boolean.
+func parseBool(word string) (bool, error) {
+	switch strings.ToLower(word) {
+	case "true", "t", "yes", "y", "1":
+		return true, nil
+	case "false", "f", "no", "n", "0":
+		return false, nil
+	}
+	return false, errors.New("not a boolean")
+}
+
+func quoted(words []string) string {
+	q := make([]string, len(words))
+	for i, w := range words {
+		q[i] = fmt.Sprintf("%q", w)
+	}
+	return strings.Join(q, " ")
+}

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"qlora/model/data"
+	"qlora/model/eval"
+	"qlora/model/infer"
+)
+
+// evalCmd is `qlora eval`.
+type evalCmd struct {
+	modelFlags
+	deviceFlags
+	Dataset []string `name:"dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Rows with answers: files of type .json or .jsonl, or builtin:self-cognition."`
+	rowFlags
+	MaxNewTokens int  `name:"max_new_tokens" group:"Generation" default:"256" help:"Tokens of an answer at most."`
+	MaxBatchSize int  `name:"max_batch_size" group:"Generation" default:"8" help:"Questions answered together."`
+	Answers      bool `name:"answers" group:"Report" help:"Print every question with the answer wanted and the answer given."`
+	JSON         bool `name:"json" group:"Report" help:"Print one JSON object: identity_accuracy, nll, perplexity, label_tokens, and the answers with --answers."`
+}
+
+func (evalCmd) Help() string {
+	return `identity_accuracy is the share of questions that greedy search answers word for word as the row does;
+nll the mean negative log-likelihood of the answers' tokens in nats, perplexity its exponential.
+
+Examples
+  qlora eval --model MODEL --dataset builtin:self-cognition
+  qlora eval --adapters CHECKPOINT --dataset val.jsonl --json`
+}
+
+// evalResult is the object that --json prints.
+type evalResult struct {
+	IdentityAccuracy float64         `json:"identity_accuracy"`
+	NLL              float64         `json:"nll"` // nats a label token
+	Perplexity       float64         `json:"perplexity"`
+	LabelTokens      int             `json:"label_tokens"`
+	Answers          []eval.Answered `json:"answers,omitempty"`
+}
+
+func (c *evalCmd) Run(e *env) error {
+	if err := c.restore(e); err != nil {
+		return err
+	}
+	switch {
+	case len(c.Dataset) == 0:
+		return usageError{errors.New("--dataset is missing: write `--dataset` and one or more files, or builtin:self-cognition")}
+	case c.MaxBatchSize < 1 || c.MaxNewTokens < 1:
+		return usageError{errors.New("--max_batch_size and --max_new_tokens must be at least 1")}
+	}
+	b, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	samples, err := c.rowFlags.load(e, b, "dataset", c.Dataset)
+	if err != nil {
+		return err
+	}
+	names, err := newIdentity(c.ModelName, c.ModelAuthor)
+	if err != nil {
+		return usageError{err}
+	}
+	questions, err := readQuestions(e, c.Dataset, 0, names, b.chat)
+	if err != nil {
+		return err
+	}
+	longest := 0
+	for _, s := range samples {
+		longest = max(longest, len(s.IDs))
+	}
+	g, err := b.load(e, &c.modelFlags, &c.deviceFlags, c.MaxBatchSize, c.context(b, questions), longest)
+	if err != nil {
+		return err
+	}
+	defer g.backend.Close()
+	result, err := c.measure(e.ctx, g, samples, questions)
+	if err != nil {
+		return err
+	}
+	return c.print(e, result)
+}
+
+// context is the room that the longest question and its answer need, as far as the model has it.
+func (c *evalCmd) context(b *base, questions []question) int {
+	n := 0
+	for _, q := range questions {
+		n = max(n, len(q.prompt))
+	}
+	return min(n+c.MaxNewTokens, b.Config.MaxPositionEmbeddings)
+}
+
+func (c *evalCmd) measure(ctx context.Context, g *engine, samples []data.Sample, questions []question) (evalResult, error) {
+	loss, err := eval.Measure(ctx, g.backend, g.model, samples)
+	if err != nil {
+		return evalResult{}, err
+	}
+	result := evalResult{NLL: loss.NLL, Perplexity: loss.Perplexity, LabelTokens: loss.LabelTokens}
+	var asked []eval.Question
+	for _, q := range questions {
+		if q.want != nil {
+			asked = append(asked, eval.Question{Text: q.text(), Prompt: q.prompt, Want: *q.want})
+		}
+	}
+	if len(asked) == 0 {
+		return result, errors.New("--dataset: no row brings an answer to compare with")
+	}
+	greedy := infer.Options{MaxNewTokens: c.MaxNewTokens, StopIDs: g.chat.StopIDs(), VocabLimit: g.tok.VocabSize()}
+	result.Answers, err = eval.Answer(ctx, g.generator, g.sequences, asked, greedy, g.tok.DecodeSkipSpecial)
+	result.IdentityAccuracy = eval.Accuracy(result.Answers)
+	return result, err
+}
+
+func (c *evalCmd) print(e *env, r evalResult) error {
+	if c.JSON {
+		if !c.Answers {
+			r.Answers = nil
+		}
+		return writeJSON(e, r)
+	}
+	if c.Answers {
+		for _, a := range r.Answers {
+			mark := " "
+			if a.Exact {
+				mark = "="
+			}
+			fmt.Fprintf(e.out, "? %s\n  wanted %s\n%s given  %s\n", a.Question, a.Want, mark, a.Got)
+		}
+	}
+	_, err := fmt.Fprintf(e.out, "identity_accuracy %.4f of %d questions\nnll %.6f\nperplexity %.4f\nlabel_tokens %d\n",
+		r.IdentityAccuracy, len(r.Answers), r.NLL, r.Perplexity, r.LabelTokens)
+	return err
+}

@@ -1,0 +1,230 @@
+package main
+
+import (
+	"bufio"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// flagsOf returns the flags that the command struct of every verb has.
+func flagsOf(t *testing.T) map[string]map[string]shape {
+	t.Helper()
+	var cli commands
+	k, err := kong.New(&cli, kong.NoDefaultHelp())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shapesOf(k)
+}
+
+// ours are flags of sft and infer that ms-swift does not have.
+var ours = []string{"backend"}
+
+func TestTableAgreesWithStructs(t *testing.T) {
+	shapes := flagsOf(t)
+	seen := make(map[string]string) // verb and name -> where
+	for i := range flagTable {
+		g := &flagTable[i]
+		if g.class != works && g.why == "" {
+			t.Errorf("%s: no reason, no alternative", g.names)
+		}
+		for verb := range strings.FieldsSeq(g.verbs) {
+			if _, ok := shapes[verb]; !ok {
+				t.Errorf("the table names a verb %q", verb)
+			}
+			for name := range strings.FieldsSeq(g.names) {
+				if seen[verb+" "+name] != "" {
+					t.Errorf("%s --%s is in the table twice", verb, name)
+				}
+				seen[verb+" "+name] = name
+				if _, field := shapes[verb][name]; field != (g.class == works) {
+					t.Errorf("%s --%s: class %d in the table, a field of the struct: %v", verb, name, g.class, field)
+				}
+			}
+		}
+	}
+	for _, verb := range []string{"sft", "infer"} {
+		for name := range shapes[verb] {
+			if seen[verb+" "+name] == "" && !slices.Contains(ours, name) {
+				t.Errorf("%s --%s is a field that the table does not name", verb, name)
+			}
+		}
+	}
+	for old, name := range aliases {
+		if seen["sft "+name] == "" && seen["infer "+name] == "" {
+			t.Errorf("--%s stands for --%s, which no verb knows", old, name)
+		}
+	}
+}
+
+// TestTableIsWhole holds that the table knows every argument of ms-swift's sft and infer, 3.0 to
+// 4.5, and of transformers' Seq2SeqTrainingArguments, 4.51 and 5.23: names read from their sources.
+func TestTableIsWhole(t *testing.T) {
+	file, err := os.Open("testdata/ms-swift-flags.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	n := 0
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		name, verbs, _ := strings.Cut(lines.Text(), "\t")
+		if to, ok := aliases[name]; ok {
+			name = to
+		}
+		for verb := range strings.FieldsSeq(verbs) {
+			n++
+			if findGroup(verb, name) == nil {
+				t.Errorf("%s --%s is not in the table", verb, name)
+			}
+		}
+	}
+	if n < 500 {
+		t.Fatalf("only %d names read", n)
+	}
+}
+
+func TestParse(t *testing.T) {
+	for _, c := range []struct {
+		line string // words separated by |
+		want string // what the notices must hold; after "!", what the error must
+	}{
+		{"sft|--model|m|--dataset|a|--attn_impl|flash_attn", "notice: --attn_impl has no effect here"},
+		{"sft|--dataset|a|--dataloader_num_workers|4|--dataset_num_proc=8|--dataloader_num_workers|2", "notice: --dataloader_num_workers, --dataset_num_proc have no effect here"},
+		{"sft|--dataset|a|--deepspeed|zero2", "nothing to distribute"},
+		{"sft|--dataset|a|--use_dora|false|--packing|False|--quant_method|none|--loss_scale|default", ""},
+		{"sft|--dataset|a|--no_dataset_shuffle", ""},
+		{"sft|--dataset|a|--learning-rate=2e-5|--max_steps|-1", ""},
+		{"sft|--use_dora|true", "!--use_dora true: known but not supported: only LoRA"},
+		{"sft|--use_dora", "!known but not supported"},
+		{"sft|--quant_bits|4", "!use --torch_dtype bfloat16"},
+		{"sft|--packing|true", "!--gradient_accumulation_steps"},
+		{"sft|--lora_rnk|8", "!unknown flag --lora_rnk: did you mean --lora_rank?"},
+		{"sft|--gradient_acumulation_step|8", "!did you mean --gradient_accumulation_steps?"},
+		{"sft|--xyzzy|8", "!unknown flag --xyzzy: `qlora sft --help`"},
+		{"sft|--lora_rnk|8|--use_dora|true", "!unknown flag --lora_rnk"},
+		{"sft|--lora_rnk|8|--use_dora|true", "!--use_dora true: known"},
+		{"sft|--lora_rank|8|16", "!--lora_rank takes one value, not 2"},
+		{"sft|--lora_rank", "!--lora_rank needs a value"},
+		{"sft|--lora_rank|x", "!--lora_rank: expected a valid"},
+		{"sft|--dataset|a|-lora_rank|8", "!a flag starts with two dashes, --lora_rank"},
+		{"sft|--strict|maybe", "!--strict takes true or false"},
+		{"sft|--stream|true", "no effect here: the training log needs no generation"},
+		{"sft|--json", "!--json is a flag of `qlora eval`, not of `qlora sft`"},
+		{"sft|run.yaml", "!configuration files are not read"},
+		{"infer|--lora_rank|8", "!--lora_rank is a flag of `qlora sft`, not of `qlora infer`"},
+		{"infer|--infer_backend|vllm|--merge_lora|true", "the adapter is applied beside"},
+		{"infer|--num_beams|1", ""},
+		{"infer|--num_beams|4", "!--num_beams 4: known but not supported"},
+		{"infer|--ckpt_dir|x", "!give the checkpoint to --adapters"},
+		{"data|--model|m|--dataset|a|b|--row|3|--json", ""},
+		{"tune|--model|m", "!unknown verb \"tune\""},
+		{"infr", "!did you mean `qlora infer`?"},
+		{"", "!what is to be done?"},
+	} {
+		var words []string
+		if c.line != "" {
+			words = strings.Split(c.line, "|")
+		}
+		p, err := parse(words)
+		if want, isErr := strings.CutPrefix(c.want, "!"); isErr {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%q: error %v, want %q", c.line, err, want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%q: %v", c.line, err)
+			continue
+		}
+		notices := strings.Join(p.notices, "\n")
+		if !strings.Contains(notices, c.want) || c.want == "" && notices != "" {
+			t.Errorf("%q: notices %q, want %q", c.line, notices, c.want)
+		}
+	}
+}
+
+// The command lines of the article that many users start from, with `swift` replaced.
+var (
+	articleSFT = []string{"sft", "--model", "M", "--train_type", "lora", "--dataset", "self_cognition.json", "--torch_dtype", "bfloat16",
+		"--num_train_epochs", "10", "--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1", "--learning_rate", "1e-4",
+		"--lora_rank", "8", "--lora_alpha", "32", "--target_modules", "all-linear", "--gradient_accumulation_steps", "16",
+		"--eval_steps", "50", "--save_steps", "50", "--save_total_limit", "2", "--logging_steps", "5", "--max_length", "2048",
+		"--output_dir", "output", "--system", "You are a helpful assistant.", "--warmup_ratio", "0.05", "--dataloader_num_workers", "4",
+		"--model_author", "swift", "--model_name", "swift-robot"}
+	articleInfer = []string{"infer", "--adapters", "output/v0-20250405-1423/checkpoint-10", "--stream", "true", "--temperature", "0", "--max_new_tokens", "2048"}
+)
+
+// command parses a line and returns the struct of its verb.
+func command[T any](t *testing.T, words []string) (*T, *parsed) {
+	t.Helper()
+	p, err := parse(words)
+	if err != nil {
+		t.Fatalf("%q: %v", words, err)
+	}
+	return p.command.Selected().Target.Addr().Interface().(*T), p
+}
+
+func TestArticle(t *testing.T) {
+	sft, p := command[sftCmd](t, articleSFT)
+	if sft.Model != "M" || sft.TunerType != "lora" || !slices.Equal(sft.Dataset, []string{"self_cognition.json"}) || sft.TorchDType != "bfloat16" ||
+		sft.NumTrainEpochs != 10 || sft.PerDeviceTrainBatchSize != 1 || sft.LearningRate != 1e-4 || sft.LoRARank != 8 || sft.LoRAAlpha != 32 ||
+		!slices.Equal(sft.TargetModules, []string{"all-linear"}) || sft.GradientAccumulationSteps != 16 || sft.EvalSteps != 50 || sft.SaveSteps != 50 ||
+		sft.SaveTotalLimit != 2 || sft.LoggingSteps != 5 || sft.MaxLength != 2048 || sft.OutputDir != "output" || *sft.System != "You are a helpful assistant." ||
+		sft.WarmupRatio != 0.05 || !slices.Equal(sft.ModelAuthor, []string{"swift"}) || !slices.Equal(sft.ModelName, []string{"swift-robot"}) {
+		t.Errorf("sft: %+v", sft)
+	}
+	if len(p.notices) != 2 {
+		t.Errorf("notices %q, want those of dataloader_num_workers and per_device_eval_batch_size", p.notices)
+	}
+	infer, p := command[inferCmd](t, articleInfer)
+	if !slices.Equal(infer.Adapters, []string{"output/v0-20250405-1423/checkpoint-10"}) || !*infer.Stream || *infer.Temperature != 0 || infer.MaxNewTokens != 2048 {
+		t.Errorf("infer: %+v", infer)
+	}
+	if len(p.notices) != 0 {
+		t.Errorf("notices %q, want none", p.notices)
+	}
+}
+
+// TestDefaults holds ms-swift's defaults.
+func TestDefaults(t *testing.T) {
+	c, _ := command[sftCmd](t, []string{"sft", "--dataset", "a"})
+	o, err := c.options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.Epochs != 3 || o.MaxSteps != 0 || o.StepSamples != 16 || o.LearningRate != 1e-4 || o.WeightDecay != 0.1 || o.LRRatio != 1 ||
+		o.Beta1 != 0.9 || o.Beta2 != 0.95 || o.Eps != 1e-8 || o.MaxGradNorm != 1 || o.Schedule != "cosine" || o.WarmupRatio != 0 || o.WarmupSteps != 0 ||
+		o.Seed != 42 || o.DataSeed != 42 || !o.Shuffle || !o.DatasetShuffle || o.LoggingSteps != 5 || !o.LoggingFirstStep || o.SaveStrategy != "steps" ||
+		o.SaveSteps != 500 || o.SaveTotalLimit != 0 {
+		t.Errorf("options %+v", o)
+	}
+	if c.LoRARank != 8 || c.LoRAAlpha != 32 || c.LoRADropout != 0.05 || c.UseRSLoRA || c.Truncation != "delete" || c.SplitDatasetRatio != 0 || !c.AddVersion ||
+		c.Backend != "auto" || c.Strict || c.System != nil {
+		t.Errorf("command %+v", c)
+	}
+	if strategy, steps := c.evaluation(0); strategy != "no" || steps != 0 {
+		t.Errorf("without validation data: %s every %d steps", strategy, steps)
+	}
+	if strategy, steps := c.evaluation(1); strategy != "steps" || steps != 500 {
+		t.Errorf("with validation data: %s every %d steps", strategy, steps)
+	}
+	c, _ = command[sftCmd](t, []string{"sft", "--dataset", "a", "--per_device_train_batch_size", "5", "--target_modules", "q_proj", "v_proj"})
+	if o, err := c.options(); err != nil || o.StepSamples != 20 || !slices.Equal(c.TargetModules, []string{"q_proj", "v_proj"}) {
+		t.Errorf("batch size 5: %d samples a step, %v; modules %q", o.StepSamples, err, c.TargetModules)
+	}
+}
+
+func TestEditDistance(t *testing.T) {
+	for _, c := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"abc", "", 3}, {"", "ab", 2}, {"kitten", "sitting", 3}, {"flaw", "lawn", 2}, {"same", "same", 0}} {
+		if got := editDistance(c.a, c.b); got != c.want {
+			t.Errorf("%q to %q: %d, want %d", c.a, c.b, got, c.want)
+		}
+	}
+}

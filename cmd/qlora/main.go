@@ -1,0 +1,177 @@
+// Command qlora fine-tunes Qwen2.5 by LoRA, and runs and measures what came out.
+//
+// Each verb has a file of its own, which holds its flags (a struct that kong reads: the source
+// of types, defaults and help) and wires the model packages together. The words of a command
+// line pass through argv.go, which reads them as ms-swift does, and flags.go, which says
+// what becomes of the flags of ms-swift that have no field here. Results go to standard output,
+// all else to standard error.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// commands are the verbs, as kong reads them.
+type commands struct {
+	SFT    sftCmd    `cmd:"" help:"Train a LoRA adapter."`
+	Infer  inferCmd  `cmd:"" help:"Talk to a model, or answer a dataset."`
+	Eval   evalCmd   `cmd:"" help:"Measure a model on a dataset: exact answers, likelihood."`
+	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
+	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
+}
+
+var verbNames = verbsOf(reflect.TypeFor[commands]())
+
+func verbsOf(t reflect.Type) []string {
+	var names []string
+	for i := range t.NumField() {
+		names = append(names, kongName(t.Field(i).Name))
+	}
+	return names
+}
+
+// env is what a verb may touch of the world.
+type env struct {
+	ctx      context.Context // done at the first SIGINT or SIGTERM
+	in       io.Reader
+	out, err io.Writer
+	flags    []*kong.Flag // of the verb, with their values
+}
+
+func (e *env) logf(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	os.Exit(run(os.Args[1:], &env{ctx: ctx, in: os.Stdin, out: os.Stdout, err: os.Stderr}))
+}
+
+// run is the program: it returns the exit status.
+func run(args []string, e *env) int {
+	p, err := parse(args)
+	switch {
+	case err != nil:
+		e.logf("qlora: %v", err)
+		return exitCode(usageError{err})
+	case p.text != "":
+		fmt.Fprint(e.out, p.text)
+		return 0
+	}
+	for _, n := range p.notices {
+		e.logf("%s", n)
+	}
+	e.flags = p.command.Selected().Flags
+	if err := p.command.Run(e); err != nil {
+		e.logf("qlora: %v", err)
+		return exitCode(err)
+	}
+	return 0
+}
+
+// parsed is a command line that was understood.
+type parsed struct {
+	text    string // what to print, and nothing else to do: help, version
+	command *kong.Context
+	notices []string
+}
+
+// parse reads the words after the program's name.
+func parse(args []string) (*parsed, error) {
+	var cli commands
+	k, err := kong.New(&cli, kong.Name("qlora"), kong.NoDefaultHelp())
+	if err != nil {
+		return nil, err // a mistake in a struct tag
+	}
+	if len(args) == 0 {
+		return nil, errors.New("what is to be done?\n\n" + overview(k))
+	}
+	verb, rest := args[0], args[1:]
+	switch {
+	case slices.Contains([]string{"--version", "version"}, verb):
+		return &parsed{text: version()}, nil
+	case slices.Contains([]string{"--help", "-h", "help"}, verb):
+		if len(rest) == 0 || !slices.Contains(verbNames, rest[0]) {
+			return &parsed{text: overview(k)}, nil
+		}
+		return &parsed{text: manual(k, rest[0])}, nil
+	case !slices.Contains(verbNames, verb):
+		return nil, unknownVerb(verb)
+	}
+	settings, err := splitWords(rest)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(settings, func(s setting) bool { return s.name == "help" }) {
+		return &parsed{text: manual(k, verb)}, nil
+	}
+	words, notices, err := resolve(verb, settings, shapesOf(k))
+	if err != nil {
+		return nil, err
+	}
+	command, err := k.Parse(append([]string{verb}, words...))
+	if err != nil {
+		return nil, fmt.Errorf("%w (`qlora %s --help` explains the flags)", err, verb)
+	}
+	return &parsed{command: command, notices: notices}, nil
+}
+
+func unknownVerb(verb string) error {
+	if near, ok := nearest(verb, verbNames); ok {
+		return fmt.Errorf("unknown verb %q: did you mean `qlora %s`?", verb, near)
+	}
+	return fmt.Errorf("unknown verb %q: `qlora --help` lists the verbs", verb)
+}
+
+// shapesOf returns the shape of every flag of every verb.
+func shapesOf(k *kong.Kong) map[string]map[string]shape {
+	shapes := make(map[string]map[string]shape)
+	for _, verb := range k.Model.Children {
+		shapes[verb.Name] = make(map[string]shape)
+		for _, f := range verb.Flags {
+			takes := one
+			switch {
+			case f.IsSlice():
+				takes = list
+			case isBool(f):
+				takes = flag
+			}
+			shapes[verb.Name][f.Name] = takes
+		}
+	}
+	return shapes
+}
+
+// isBool reports whether a flag is a bool or, where unset differs from false, a *bool.
+func isBool(f *kong.Flag) bool {
+	t := f.Target.Type()
+	return t.Kind() == reflect.Bool || t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Bool
+}
+
+// version says what this binary was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "qlora (no build information)\n"
+	}
+	commit, dirty := "unknown commit", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			commit = "commit " + s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			dirty = " with changes"
+		}
+	}
+	return fmt.Sprintf("qlora %s%s, %s, backends: %s\n", commit, dirty, info.GoVersion, backendNames)
+}

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"qlora/model/data"
+	"qlora/model/lora"
+	"qlora/model/ops"
+	"qlora/model/tokenizer"
+	"qlora/model/weights"
+)
+
+// modelFlags say which model, and how it is spoken to.
+type modelFlags struct {
+	Model    string   `name:"model" group:"Model" placeholder:"MODEL" help:"A folder in the Hugging Face layout, a .gguf file, or a hub id (org/name) that lies in the local cache of Hugging Face or ModelScope."`
+	Template string   `name:"template" group:"Model" placeholder:"NAME" help:"Chat template: qwen2_5, qwen, smollm2 or chatml. By default that of the model."`
+	Adapters []string `name:"adapters" group:"Model" sep:"none" placeholder:"DIR" help:"A PEFT adapter, such as a checkpoint of a run. Its args.json gives the model, the template and the system where the flags leave them out."`
+	System   *string  `name:"system" group:"Model" help:"System prompt of conversations that bring none, or the path of a .txt file that holds it. '' for no system turn. By default that of the template."`
+
+	ignoreArgs bool // --load_args false
+}
+
+// deviceFlags say where a model lies and computes.
+type deviceFlags struct {
+	TorchDType string `name:"torch_dtype" group:"Model" placeholder:"NAME" help:"Storage of the frozen weights: bfloat16 or float32; sums are float32 in both. By default float32 if config.json says so, else bfloat16."`
+	Backend    string `name:"backend" group:"Model" default:"auto" placeholder:"NAME" help:"auto, cuda or cpu."`
+}
+
+// dtypeNames are the storage types by torch's names.
+var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32"}
+
+func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
+	switch cmp.Or(f.TorchDType, b.Config.DType) {
+	case "float32":
+		return ops.F32, nil
+	case "bfloat16":
+		return ops.BF16, nil
+	}
+	if f.TorchDType == "" {
+		return ops.BF16, nil
+	}
+	return 0, usageError{fmt.Errorf("--torch_dtype %s: known but not supported: choose bfloat16 or float32", f.TorchDType)}
+}
+
+// base is an opened model with all that is said in its language.
+type base struct {
+	*weights.Model
+	tok  *tokenizer.Tokenizer
+	chat *data.Chat
+}
+
+// open opens the model, its tokenizer and its chat template. The caller closes it.
+func (f *modelFlags) open() (*base, error) {
+	if f.Model == "" {
+		return nil, usageError{errors.New("--model is missing: write `--model` and a folder, a .gguf file or a hub id, or --adapters and a checkpoint")}
+	}
+	m, err := weights.Open(f.Model)
+	if err != nil {
+		return nil, fmt.Errorf("--model %s: %w", f.Model, err)
+	}
+	b := &base{Model: m}
+	if err := b.prepare(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("--model %s: %w", f.Model, err), m.Close())
+	}
+	return b, nil
+}
+
+func (b *base) prepare(f *modelFlags) error {
+	jinja, err := b.loadTokenizer()
+	if err != nil {
+		return err
+	}
+	if n := b.tok.VocabSize(); n > b.Config.VocabSize {
+		return fmt.Errorf("the tokenizer has %d ids, the embedding only %d rows: they do not belong together", n, b.Config.VocabSize)
+	}
+	var template data.Template
+	if f.Template != "" {
+		template, err = data.TemplateNamed(f.Template)
+	} else {
+		template, err = data.RecognizeTemplate(jinja)
+	}
+	if err != nil {
+		return err
+	}
+	if f.System != nil {
+		system, err := textOrFile(*f.System)
+		if err != nil {
+			return err
+		}
+		template = template.WithSystem(system)
+	}
+	b.chat, err = data.NewChat(template, b.tok)
+	return err
+}
+
+// loadTokenizer reads the tokenizer, from the folder or the GGUF metadata, and returns the text of
+// the model's chat template.
+func (b *base) loadTokenizer() (jinja string, err error) {
+	if g := b.GGUF(); g != nil {
+		v, err := g.Tokenizer()
+		if err != nil {
+			return "", err
+		}
+		if v.Model != "gpt2" {
+			return "", fmt.Errorf("tokenizer %q is not supported, only byte-level BPE (gpt2)", v.Model)
+		}
+		b.tok, err = tokenizer.FromVocab(tokenizer.Vocab{Pre: v.Pre, Tokens: v.Tokens, Types: v.Types, Merges: v.Merges,
+			BOS: int32(v.BOS), EOS: int32(v.EOS), Pad: int32(v.Pad)})
+		return v.ChatTemplate, err
+	}
+	model, err := b.ReadFile("tokenizer.json")
+	if err != nil {
+		return "", err
+	}
+	config, err := b.optionalFile("tokenizer_config.json")
+	if err != nil {
+		return "", err
+	}
+	if b.tok, err = tokenizer.Load(model, config); err != nil {
+		return "", err
+	}
+	// Since transformers 4.50 the template has a file of its own.
+	own, err := b.optionalFile("chat_template.jinja")
+	if err != nil || own != nil {
+		return string(own), err
+	}
+	return chatTemplate(config)
+}
+
+func (b *base) optionalFile(name string) ([]byte, error) {
+	text, err := b.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return text, err
+}
+
+// chatTemplate returns the chat_template of a tokenizer_config.json, "" where there is none. It is a
+// text, or a list of named ones.
+func chatTemplate(config []byte) (string, error) {
+	if config == nil {
+		return "", nil
+	}
+	var file struct {
+		ChatTemplate json.RawMessage `json:"chat_template"`
+	}
+	if err := json.Unmarshal(config, &file); err != nil {
+		return "", fmt.Errorf("tokenizer_config.json: %w", err)
+	}
+	var text string
+	if file.ChatTemplate == nil || json.Unmarshal(file.ChatTemplate, &text) == nil {
+		return text, nil
+	}
+	var named []struct{ Name, Template string }
+	if err := json.Unmarshal(file.ChatTemplate, &named); err != nil {
+		return "", fmt.Errorf("tokenizer_config.json: chat_template is neither a text nor a list of named texts: %w", err)
+	}
+	for _, n := range named {
+		if n.Name == "default" {
+			return n.Template, nil
+		}
+	}
+	return "", nil
+}
+
+// textOrFile returns a system prompt: the text itself, or the content of the .txt file it names.
+func textOrFile(text string) (string, error) {
+	if !strings.HasSuffix(text, ".txt") {
+		return text, nil
+	}
+	file, err := os.ReadFile(text)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("--system %s: no such file (a prompt that ends in .txt is taken for one)", text)
+	}
+	return strings.TrimRight(string(file), "\r\n"), err
+}
+
+// loadAdapter reads a PEFT adapter and refuses one that was trained on another base.
+func loadAdapter(b *base, dir string) (*lora.Set, []float32, error) {
+	set, params, from, err := lora.Load(dir, b.Config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--adapters: %w", err)
+	}
+	fingerprint, err := b.Fingerprint()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := lora.CheckBase(from, fingerprint); err != nil {
+		return nil, nil, fmt.Errorf("--adapters %s: %w", dir, err)
+	}
+	return set, params, nil
+}

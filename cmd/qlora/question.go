@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"qlora/model/data"
+)
+
+// question is a row of a dataset as a prompt, with the answer the row brings.
+type question struct {
+	file         string
+	row          int
+	conversation data.Conversation // up to the question
+	prompt       []int32
+	want         *string // nil: the row ends with the question
+}
+
+// readQuestions reads the rows of datasets as questions: at most limit of them, 0 for all. A row that
+// cannot be asked is left out and reported.
+func readQuestions(e *env, datasets []string, limit int, names *identity, chat *data.Chat) ([]question, error) {
+	var all []question
+	edit := names.edit()
+	for _, dataset := range datasets {
+		for ex, err := range data.Rows(dataset) {
+			if limit > 0 && len(all) == limit {
+				return all, nil
+			}
+			var fault *data.RowError
+			if err != nil && !errors.As(err, &fault) {
+				return nil, err
+			}
+			if err == nil && ex.IDs != nil {
+				err = &data.RowError{File: ex.File, Row: ex.Row, Msg: "token ids are no question"}
+			}
+			q := question{file: ex.File, row: ex.Row, conversation: ex.Conversation}
+			if err == nil {
+				if edit != nil {
+					edit(&q.conversation)
+				}
+				if prompt, answer, ok := q.conversation.SplitLast(); ok {
+					q.conversation, q.want = prompt, &answer
+				}
+				if q.prompt, err = chat.Prompt(q.conversation); err != nil {
+					err = &data.RowError{File: ex.File, Row: ex.Row, Msg: err.Error()}
+				}
+			}
+			if err != nil {
+				e.logf("dropped: %v", err)
+				continue
+			}
+			all = append(all, q)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("no row of %v can be asked", datasets)
+	}
+	return all, nil
+}
+
+// text is the question as a person reads it: the last turn of the user.
+func (q *question) text() string {
+	messages := q.conversation.Messages
+	return messages[len(messages)-1].Content
+}
+
+// line is the question with a response.
+func (q *question) line(response string) answerLine {
+	line := answerLine{Response: response, Labels: q.want}
+	if s := q.conversation.System; s != nil {
+		line.Messages = append(line.Messages, messageLine{data.System, *s})
+	}
+	for _, m := range q.conversation.Messages {
+		line.Messages = append(line.Messages, messageLine{m.Role, m.Content})
+	}
+	line.Messages = append(line.Messages, messageLine{data.Assistant, response})
+	return line
+}

@@ -1,0 +1,287 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"qlora/model/data"
+	"qlora/model/lora"
+	"qlora/model/ops"
+	"qlora/model/qwen2"
+	"qlora/model/train"
+)
+
+// sftCmd is `qlora sft`. Names and defaults are ms-swift's.
+type sftCmd struct {
+	modelFlags
+	deviceFlags
+	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Training data: files of type .json or .jsonl, or builtin:self-cognition."`
+	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Validation data, likewise."`
+	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of the training data set aside for validation where there is no --val_dataset."`
+	rowFlags
+	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
+	TrainDataloaderShuffle bool   `name:"train_dataloader_shuffle" group:"Data" default:"true" help:"Shuffle anew for every epoch. With both false rows keep their order."`
+	DataSeed               uint64 `name:"data_seed" group:"Data" default:"42" help:"Seed of the order of samples."`
+
+	TunerType     string   `name:"tuner_type" group:"Adapter" default:"lora" placeholder:"NAME" help:"lora."`
+	LoRARank      int      `name:"lora_rank" group:"Adapter" default:"8" help:"Rank R of A (R, in) and B (out, R)."`
+	LoRAAlpha     float64  `name:"lora_alpha" group:"Adapter" default:"32" help:"The adapter's output is scaled by alpha / rank."`
+	LoRADropout   float64  `name:"lora_dropout" group:"Adapter" default:"0.05" help:"Dropout on the input of every A."`
+	UseRSLoRA     bool     `name:"use_rslora" group:"Adapter" help:"Scale by alpha / sqrt(rank)."`
+	LoRAPLRRatio  float64  `name:"lorap_lr_ratio" group:"Adapter" default:"1" help:"LoRA+: learning rate of B over that of A."`
+	TargetModules []string `name:"target_modules" group:"Adapter" sep:"none" default:"all-linear" placeholder:"NAME..." help:"Modules to adapt: all-linear, or names such as q_proj v_proj."`
+	TargetRegex   string   `name:"target_regex" group:"Adapter" placeholder:"REGEX" help:"Modules to adapt, by a pattern of the whole name; goes before --target_modules."`
+
+	NumTrainEpochs            float64 `name:"num_train_epochs" group:"Optimizer" default:"3" help:"How often the data is gone through."`
+	MaxSteps                  int     `name:"max_steps" group:"Optimizer" default:"-1" help:"Optimizer steps, in place of --num_train_epochs; -1: by epochs."`
+	PerDeviceTrainBatchSize   int     `name:"per_device_train_batch_size" group:"Optimizer" default:"1" help:"Samples of a step are this times the accumulation steps."`
+	GradientAccumulationSteps int     `name:"gradient_accumulation_steps" group:"Optimizer" help:"By default what makes a step of 16 samples. A step is packed into as few rows as fit, which gives the same gradient."`
+	LearningRate              float64 `name:"learning_rate" group:"Optimizer" default:"1e-4" help:"Highest learning rate."`
+	LRSchedulerType           string  `name:"lr_scheduler_type" group:"Optimizer" default:"cosine" placeholder:"NAME" help:"cosine, linear, constant or constant_with_warmup."`
+	WarmupRatio               float64 `name:"warmup_ratio" group:"Optimizer" default:"0" help:"Share of the steps in which the rate climbs from 0."`
+	WarmupSteps               int     `name:"warmup_steps" group:"Optimizer" default:"0" help:"The same, in steps."`
+	WeightDecay               float64 `name:"weight_decay" group:"Optimizer" default:"0.1" help:"Of AdamW."`
+	AdamBeta1                 float64 `name:"adam_beta1" group:"Optimizer" default:"0.9" help:"Of AdamW."`
+	AdamBeta2                 float64 `name:"adam_beta2" group:"Optimizer" default:"0.95" help:"Of AdamW."`
+	AdamEpsilon               float64 `name:"adam_epsilon" group:"Optimizer" default:"1e-8" help:"Of AdamW."`
+	MaxGradNorm               float64 `name:"max_grad_norm" group:"Optimizer" default:"1" help:"Longer gradients are scaled down to this norm."`
+	Seed                      uint32  `name:"seed" group:"Optimizer" default:"42" help:"Seed of A and of dropout. The same flags give the same bytes."`
+
+	OutputDir            string `name:"output_dir" group:"Output" placeholder:"DIR" help:"Runs are written below it, as v0-20250405-142300 and so on. By default output/ and the model's name."`
+	AddVersion           bool   `name:"add_version" group:"Output" default:"true" help:"false writes into --output_dir itself."`
+	ResumeFromCheckpoint string `name:"resume_from_checkpoint" group:"Output" placeholder:"DIR" help:"Go on from a checkpoint, or from the last one of a run's folder, bit for bit as if the run had not ended. All other flags must be the same."`
+	LoggingSteps         int    `name:"logging_steps" group:"Output" default:"5" help:"Steps from one line of logging.jsonl to the next."`
+	LoggingFirstStep     bool   `name:"logging_first_step" group:"Output" default:"true" help:"Log the first step too."`
+	EvalStrategy         string `name:"eval_strategy" group:"Output" placeholder:"NAME" help:"no, steps or epoch. By default that of saving, with validation data."`
+	EvalSteps            int    `name:"eval_steps" group:"Output" help:"Steps from one validation to the next. By default --save_steps."`
+	SaveStrategy         string `name:"save_strategy" group:"Output" default:"steps" placeholder:"NAME" help:"no, steps or epoch. The last step is always saved unless it is no."`
+	SaveSteps            int    `name:"save_steps" group:"Output" default:"500" help:"Steps from one checkpoint to the next."`
+	SaveTotalLimit       int    `name:"save_total_limit" group:"Output" help:"Checkpoints to keep: the last ones, and the best. By default all."`
+}
+
+func (sftCmd) Help() string {
+	return `Examples
+  qlora sft --model MODEL --dataset builtin:self-cognition --num_train_epochs 30 --learning_rate 1e-3 \
+    --lora_rank 16 --lora_dropout 0 --gradient_accumulation_steps 2 --output_dir output
+  qlora sft --model Qwen/Qwen2.5-0.5B-Instruct --dataset train.jsonl --val_dataset val.jsonl --eval_steps 50
+  qlora sft --model MODEL --dataset more.jsonl --adapters output/v0-20250405-142300/checkpoint-10`
+}
+
+func (c *sftCmd) Run(e *env) error {
+	if err := c.restore(e); err != nil {
+		return err
+	}
+	options, err := c.options()
+	if err != nil {
+		return usageError{err}
+	}
+	b, err := c.open()
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	samples, validation, err := c.load(e, b)
+	if err != nil {
+		return err
+	}
+	options.EvalStrategy, options.EvalSteps = c.evaluation(len(validation))
+	run := &train.Run{Samples: samples, Eval: validation, Options: options}
+	if err := c.build(e, b, run); err != nil {
+		return err
+	}
+	defer run.Backend.Close()
+	from, err := c.folder(run)
+	if err != nil {
+		return err
+	}
+	if run.Args, err = argsJSON(e.flags, b, &c.modelFlags); err != nil {
+		return err
+	}
+	e.logf("run: %s", run.Dir)
+	shown := newProgress(e)
+	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
+	result, err := run.Start(e.ctx, from)
+	shown.end()
+	if err != nil {
+		return err
+	}
+	return printResult(e, result)
+}
+
+// options are the settings of the training loop, less validation. The loop checks the numbers.
+func (c *sftCmd) options() (train.Options, error) {
+	accumulation := c.GradientAccumulationSteps
+	if accumulation == 0 && c.PerDeviceTrainBatchSize > 0 {
+		accumulation = (16 + c.PerDeviceTrainBatchSize - 1) / c.PerDeviceTrainBatchSize
+	}
+	switch {
+	case c.TunerType != "lora":
+		return train.Options{}, fmt.Errorf("--tuner_type %s: known but not supported: say --tuner_type lora; a higher --lora_rank learns more", c.TunerType)
+	case len(c.Dataset) == 0:
+		return train.Options{}, errors.New("--dataset is missing: write `--dataset` and one or more files, or builtin:self-cognition")
+	case c.PerDeviceTrainBatchSize < 1 || accumulation < 1:
+		return train.Options{}, errors.New("--per_device_train_batch_size and --gradient_accumulation_steps must be at least 1")
+	case !(c.SplitDatasetRatio >= 0 && c.SplitDatasetRatio < 1):
+		return train.Options{}, fmt.Errorf("--split_dataset_ratio %v: must be at least 0 and less than 1", c.SplitDatasetRatio)
+	}
+	for flag, strategy := range map[string]string{"save_strategy": c.SaveStrategy, "eval_strategy": cmp.Or(c.EvalStrategy, "no")} {
+		if !slices.Contains([]train.Strategy{train.Never, train.Steps, train.Epoch}, train.Strategy(strategy)) {
+			return train.Options{}, fmt.Errorf("--%s %s: choose no, steps or epoch", flag, strategy)
+		}
+	}
+	return train.Options{
+		Epochs: c.NumTrainEpochs, MaxSteps: max(c.MaxSteps, 0), StepSamples: c.PerDeviceTrainBatchSize * accumulation,
+		LearningRate: c.LearningRate, WeightDecay: c.WeightDecay, LRRatio: c.LoRAPLRRatio,
+		Beta1: c.AdamBeta1, Beta2: c.AdamBeta2, Eps: c.AdamEpsilon, MaxGradNorm: c.MaxGradNorm,
+		Schedule: c.LRSchedulerType, WarmupRatio: c.WarmupRatio, WarmupSteps: c.WarmupSteps,
+		Seed: c.Seed, DataSeed: c.DataSeed, Shuffle: c.TrainDataloaderShuffle, DatasetShuffle: c.DatasetShuffle,
+		LoggingSteps: c.LoggingSteps, LoggingFirstStep: c.LoggingFirstStep,
+		SaveStrategy: train.Strategy(c.SaveStrategy), SaveSteps: c.SaveSteps, SaveTotalLimit: c.SaveTotalLimit,
+	}, nil
+}
+
+// evaluation says when to validate: as ms-swift, with saving, and never without data.
+func (c *sftCmd) evaluation(samples int) (train.Strategy, int) {
+	if samples == 0 {
+		return train.Never, 0
+	}
+	return train.Strategy(cmp.Or(c.EvalStrategy, c.SaveStrategy)), cmp.Or(c.EvalSteps, c.SaveSteps)
+}
+
+// load reads training and validation samples, and says what was left out.
+func (c *sftCmd) load(e *env, b *base) (samples, validation []data.Sample, err error) {
+	if samples, err = c.rowFlags.load(e, b, "dataset", c.Dataset); err != nil {
+		return nil, nil, err
+	}
+	if len(c.ValDataset) > 0 {
+		validation, err = c.rowFlags.load(e, b, "val_dataset", c.ValDataset)
+		return samples, validation, err
+	}
+	if c.SplitDatasetRatio == 0 || c.EvalStrategy == string(train.Never) {
+		return samples, nil, nil
+	}
+	order := data.Order{N: len(samples), Seed: c.DataSeed, DatasetShuffle: c.DatasetShuffle}.Epoch(0)
+	held := max(1, int(float64(len(samples))*c.SplitDatasetRatio))
+	if held == len(samples) {
+		return nil, nil, usageError{fmt.Errorf("--split_dataset_ratio %v of %d samples leaves none to train on", c.SplitDatasetRatio, held)}
+	}
+	kept, out := order[:len(order)-held], order[len(order)-held:]
+	slices.Sort(kept)
+	slices.Sort(out)
+	return pick(samples, kept), pick(samples, out), nil
+}
+
+func pick(samples []data.Sample, which []int) []data.Sample {
+	out := make([]data.Sample, len(which))
+	for i, j := range which {
+		out[i] = samples[j]
+	}
+	return out
+}
+
+// build puts the model and the adapter to be trained into the backend's memory.
+func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
+	set, params, err := c.adapter(e, b)
+	if err != nil {
+		return err
+	}
+	fingerprint, err := b.Fingerprint()
+	if err != nil {
+		return err
+	}
+	dtype, err := c.dtype(b)
+	if err != nil {
+		return err
+	}
+	if run.Backend, err = openBackend(e, c.Backend); err != nil {
+		return err
+	}
+	o := run.Options
+	maxT, maxS, maxN := train.Room(run.Samples, run.Eval, o.StepSamples, o.RowTokens, o.Pad)
+	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", len(run.Samples), len(run.Eval), o.StepSamples, maxT)
+	run.Model, err = qwen2.Build(run.Backend, b.Model, qwen2.Options{DType: dtype, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set})
+	if err != nil {
+		return err
+	}
+	e.logf("memory: %s in all, weights in %s; adapter: %d parameters on %d modules", gib(uint64(run.Model.Plan.Bytes)), dtypeNames[dtype], set.Len(), set.Modules())
+	run.Set, run.Base = set, lora.Base{Name: lora.PortableName(b.HubID, cmp.Or(b.File, b.Dir)), Fingerprint: fingerprint}
+	return ops.WriteF32(run.Backend, run.Model.Params, params)
+}
+
+// adapter is a new one by the flags, or that of --adapters.
+func (c *sftCmd) adapter(e *env, b *base) (*lora.Set, []float32, error) {
+	if dir := c.adapterDir(); dir != "" {
+		set, params, err := loadAdapter(b, dir)
+		if err == nil {
+			e.logf("adapter: goes on from %s, whose rank, alpha, dropout and modules hold", dir)
+		}
+		return set, params, err
+	}
+	config := lora.Config{R: c.LoRARank, Alpha: c.LoRAAlpha, Dropout: c.LoRADropout, RSLoRA: c.UseRSLoRA, Targets: c.TargetModules, TargetRegex: c.TargetRegex}
+	switch {
+	case c.LoRARank < 1 || c.LoRARank > lora.MaxRank:
+		return nil, nil, usageError{fmt.Errorf("--lora_rank %d: must be 1 to %d", c.LoRARank, lora.MaxRank)}
+	case !(c.LoRAAlpha > 0) || math.IsInf(c.LoRAAlpha, 0):
+		return nil, nil, usageError{fmt.Errorf("--lora_alpha %v: must be a positive number", c.LoRAAlpha)}
+	case !(c.LoRADropout >= 0 && c.LoRADropout < 1):
+		return nil, nil, usageError{fmt.Errorf("--lora_dropout %v: must be at least 0 and less than 1", c.LoRADropout)}
+	}
+	set, err := lora.New(b.Config, config)
+	if err != nil {
+		return nil, nil, usageError{fmt.Errorf("--target_modules %s, --target_regex %q: %w", strings.Join(c.TargetModules, " "), c.TargetRegex, err)}
+	}
+	return set, set.Init(uint64(c.Seed)), nil
+}
+
+// folder chooses the run's folder, and returns the checkpoint to go on from: "" for none.
+func (c *sftCmd) folder(run *train.Run) (from string, err error) {
+	if c.ResumeFromCheckpoint != "" {
+		if from, err = newestCheckpoint(c.ResumeFromCheckpoint); err != nil {
+			return "", err
+		}
+		run.Dir = filepath.Dir(from)
+		return from, nil
+	}
+	output := cmp.Or(c.OutputDir, filepath.Join("output", filepath.Base(run.Base.Name)))
+	if c.AddVersion {
+		run.Dir, err = train.NewDir(output, time.Now())
+		return "", err
+	}
+	steps, err := train.Checkpoints(output)
+	if err == nil && len(steps) > 0 {
+		err = usageError{fmt.Errorf("--output_dir %s holds the checkpoints of another run: choose another, or leave out --add_version false", output)}
+	}
+	run.Dir = output
+	return "", err
+}
+
+// newestCheckpoint returns dir, or where dir is a run's folder its last checkpoint.
+func newestCheckpoint(dir string) (string, error) {
+	dir = filepath.Clean(dir)
+	if _, err := os.Stat(dir); err != nil {
+		return "", usageError{fmt.Errorf("--resume_from_checkpoint: %w", err)}
+	}
+	steps, err := train.Checkpoints(dir)
+	if err != nil || len(steps) == 0 {
+		return dir, err
+	}
+	return filepath.Join(dir, fmt.Sprintf("checkpoint-%d", steps[len(steps)-1])), nil
+}
+
+// printResult prints where the adapter is, and what the run came to.
+func printResult(e *env, r train.Result) error {
+	fmt.Fprintf(e.out, "last_model_checkpoint: %s\n", r.Last)
+	if r.Best != "" {
+		fmt.Fprintf(e.out, "best_model_checkpoint: %s (eval_loss %.6g)\n", r.Best, r.BestMetric)
+	}
+	_, err := fmt.Fprintf(e.out, "%d steps, last loss %.6g, %d tokens (%d trained on), %.1f s, %.0f tokens/s\n",
+		r.Steps, r.Loss, r.Tokens, r.Labels, r.Seconds, r.TokensPerSecond)
+	return err
+}
