@@ -54,6 +54,8 @@ func TestUnmarshalRefuses(t *testing.T) {
 		{"key twice", `{"a":1,"b":2,"a":3}`, 13, `"a" occurs twice`},
 		{"key twice, escaped", `{"a":1,"\u0061":3}`, 7, `"a" occurs twice`},
 		{"key twice inside", `{"raw":[{"q":1,"q":1}]}`, 15, `"q" occurs twice`},
+		{"ninth key is the first", `{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"a":9}`, 49, `"a" occurs twice`},
+		{"tenth key is the ninth", `{"a":1,"b":2,"c":3,"d":4,"e":5,"f":6,"g":7,"h":8,"i":9,"i":9}`, 55, `"i" occurs twice`},
 		{"wrong case", `{"HIDDEN_SIZE":3}`, 1, `must be spelled "hidden_size"`},
 		{"wrong case inside", `{"list":[{"Name":"x"}]}`, 10, `must be spelled "name"`},
 		{"wrong case in a map's struct", `{"named":{"x":{"Name":"x"}}}`, 15, `must be spelled "name"`},

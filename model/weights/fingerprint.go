@@ -34,10 +34,7 @@ func (m *Model) Fingerprint() (string, error) {
 		fmt.Fprintf(hash, "%q %s %v\n", name, t.DType, t.Shape)
 		n := min(t.size, fingerprintWindow)
 		for i := range int64(fingerprintWindows) {
-			offset := (t.size - n) / (fingerprintWindows - 1) * i
-			if i == fingerprintWindows-1 {
-				offset = t.size - n
-			}
+			offset := (t.size - n) * i / (fingerprintWindows - 1)
 			if err := t.readAt(window[:n], offset); err != nil {
 				return "", err
 			}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -93,6 +94,77 @@ func TestGGUFMetadata(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, g.meta); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// Arrays of every type read as slices of that type.
+func TestGGUFArrays(t *testing.T) {
+	for code, want := range map[uint32]any{
+		ggufU8: []uint8{1, 255}, ggufI8: []int8{-1, 2}, ggufU16: []uint16{1, 65535}, ggufI16: []int16{-1, 2},
+		ggufU32: []uint32{1, 1 << 31}, ggufI32: []int32{-1, 2}, ggufU64: []uint64{1, 1 << 63}, ggufI64: []int64{-1, 2},
+		ggufF32: []float32{0.5, -2}, ggufF64: []float64{1e-300, 2}, ggufBool: []bool{false, true},
+	} {
+		b := ggufHeader(3, 0, 1).put("k", uint32(ggufArray), code, uint64(2), want)
+		g, err := ReadGGUF(bytes.NewReader(b.Bytes()), int64(b.Len()), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, g.meta["k"]); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
+// Metadata of another type than a model's are refused, not read as zero.
+func TestGGUFMetadataTypes(t *testing.T) {
+	g := &GGUF{File: "x", meta: map[string]any{"text": "a", "list": []int32{1}, "big": uint64(1 << 63), "u64": uint64(7), "f64": 0.1,
+		"general.source.repo_url": "https://huggingface.co/org/name/", "tokenizer.ggml.model": "gpt2"}}
+	for _, read := range []func(*ggufMeta){
+		func(r *ggufMeta) { r.int("text", 0) }, func(r *ggufMeta) { r.int("list", 0) }, func(r *ggufMeta) { r.int("big", 0) },
+		func(r *ggufMeta) { r.float("text", 0) }, func(r *ggufMeta) { r.text("list") }, func(r *ggufMeta) { r.text("none") },
+	} {
+		r := ggufMeta{g: g}
+		if read(&r); r.err == nil || !strings.HasPrefix(r.err.Error(), "metadata ") {
+			t.Errorf("got %v", r.err)
+		}
+	}
+	r := ggufMeta{g: g}
+	if r.int("u64", 0) != 7 || r.float("f64", 0) != 0.1 || r.err != nil {
+		t.Errorf("u64 or f64 misread, %v", r.err)
+	}
+	if id := g.hubID(); id != "org/name" {
+		t.Errorf("hub id %q", id)
+	}
+	for key, value := range map[string]any{
+		"tokenizer.ggml.tokens": []int32{1}, "tokenizer.ggml.token_type": []int32{1, 1}, "tokenizer.ggml.scores": []float32{1, 1},
+		"tokenizer.ggml.eos_token_id": int64(1), "tokenizer.ggml.model": int64(1),
+	} {
+		meta := maps.Clone(g.meta)
+		meta["tokenizer.ggml.tokens"] = []string{"a"}
+		if _, err := (&GGUF{File: "x", meta: meta}).Tokenizer(); err != nil {
+			t.Error(err)
+		}
+		meta[key] = value
+		if _, err := (&GGUF{File: "x", meta: meta}).Tokenizer(); err == nil || !strings.HasPrefix(err.Error(), "x: ") {
+			t.Errorf("%s: got %v", key, err)
+		}
+	}
+	if _, err := g.Tokenizer(); err == nil || !strings.Contains(err.Error(), "no tokenizer") {
+		t.Errorf("without tokens: %v", err)
+	}
+}
+
+// Names that look like a layer's or the model's own but are not stay as they are.
+func TestHuggingFaceName(t *testing.T) {
+	for name, want := range map[string]string{
+		"blk.12.ffn_down.weight": "model.layers.12.mlp.down_proj.weight", "token_embd.weight": "model.embed_tokens.weight",
+		"output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight", "blk.0.attn_q.bias": "model.layers.0.self_attn.q_proj.bias",
+		"blk.0.output.weight": "blk.0.output.weight", "attn_q.weight": "attn_q.weight", "blk.0.attn_qkv.weight": "blk.0.attn_qkv.weight",
+		"blk.x.attn_q.weight": "blk.x.attn_q.weight", "blk.0.attn_q.scale": "blk.0.attn_q.scale",
+	} {
+		if got := huggingFaceName(name); got != want {
+			t.Errorf("%s: got %s, want %s", name, got, want)
+		}
 	}
 }
 

@@ -114,9 +114,6 @@ func (t *Tensor) readElements(dst []float32, start int64) error {
 
 // readAt reads stored bytes from off, counted from the start of the tensor.
 func (t *Tensor) readAt(p []byte, off int64) error {
-	if off < 0 || off > t.size-int64(len(p)) {
-		return fmt.Errorf("%s: %s: bytes [%d, %d) of %d", t.file, t.Name, off, off+int64(len(p)), t.size)
-	}
 	n, err := t.src.ReadAt(p, t.offset+off)
 	switch {
 	case n == len(p):
