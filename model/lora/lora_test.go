@@ -1,0 +1,321 @@
+package lora
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"qlora/model/ops"
+	"qlora/model/weights"
+)
+
+func golden(parts ...string) string {
+	root := os.Getenv("QLORA_GOLDEN")
+	if root == "" {
+		root = filepath.Join("..", "..", "testdata", "golden")
+	}
+	return filepath.Join(append([]string{root}, parts...)...)
+}
+
+func config(t *testing.T, model string) weights.Config {
+	t.Helper()
+	path := golden("models", model, "config.json")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := weights.ParseConfig(data, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// An adapter that PEFT wrote comes out of Load and Save byte for byte.
+func TestSaveWritesPEFTsBytes(t *testing.T) {
+	for _, c := range [][2]string{{"mini", "adapter_a"}, {"mini", "adapter_rslora"}, {"mini_untied", "adapter_a"}} {
+		in, out := golden("lora", c[0], c[1]), t.TempDir()
+		set, params, base, err := Load(in, config(t, c[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := set.Save(out, params, base); err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join(in, WeightsFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(filepath.Join(out, WeightsFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%v: %s differs from what PEFT wrote", c, WeightsFile)
+		}
+		sameConfig(t, filepath.Join(in, ConfigFile), filepath.Join(out, ConfigFile))
+	}
+}
+
+// sameConfig compares the keys that got has with PEFT's.
+func sameConfig(t *testing.T, want, got string) {
+	t.Helper()
+	read := func(path string) map[string]any {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var m map[string]any
+		if err := json.Unmarshal(data, &m); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	w, g := read(want), read(got)
+	for key, v := range g {
+		a, _ := json.Marshal(v)
+		b, _ := json.Marshal(w[key])
+		if !bytes.Equal(a, b) {
+			t.Errorf("%s: %s is %s, PEFT wrote %s", got, key, a, b)
+		}
+	}
+	for _, key := range []string{"peft_type", "task_type", "r", "lora_alpha", "target_modules", "base_model_name_or_path"} {
+		if g[key] == nil {
+			t.Errorf("%s lacks %s", got, key)
+		}
+	}
+}
+
+func TestTargets(t *testing.T) {
+	base := config(t, "mini")
+	for _, c := range []struct {
+		config  Config
+		modules int
+		err     string
+	}{
+		{Config{Targets: []string{AllLinear}}, 14, ""},
+		{Config{Targets: []string{"q_proj", "v_proj"}}, 4, ""},
+		{Config{Targets: []string{"self_attn.q_proj"}}, 2, ""},
+		{Config{TargetRegex: `model\.layers\.1\..*(gate|up)_proj`}, 2, ""},
+		{Config{TargetRegex: `q_proj`}, 0, "matches no module"},
+		{Config{TargetRegex: `(`}, 0, "missing closing"},
+		{Config{Targets: []string{"query"}}, 0, "choose from q_proj, k_proj"},
+		{Config{Targets: []string{"lm_head"}}, 0, "not adapted"},
+		{Config{}, 0, "no target modules"},
+	} {
+		c.config.R, c.config.Alpha = 4, 8
+		set, err := New(base, c.config)
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%+v: %v, want an error with %q", c.config, err, c.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%+v: %v", c.config, err)
+		} else if set.Modules() != c.modules {
+			t.Errorf("%+v: %d modules, want %d", c.config, set.Modules(), c.modules)
+		}
+	}
+}
+
+func TestParametersOfPublishedShapes(t *testing.T) {
+	qwen := func(layers, hidden, heads, kv, d, ffn int) weights.Config {
+		return weights.Config{NumHiddenLayers: layers, HiddenSize: hidden, NumAttentionHeads: heads, NumKeyValueHeads: kv, HeadDim: d, IntermediateSize: ffn}
+	}
+	for _, c := range []struct {
+		base weights.Config
+		want int
+	}{
+		{qwen(24, 896, 14, 2, 64, 4864), 4_399_104},
+		{qwen(28, 1536, 12, 2, 128, 8960), 9_232_384},
+		{qwen(36, 2048, 16, 2, 128, 11008), 14_966_784},
+		{qwen(28, 3584, 28, 4, 128, 18944), 20_185_088},
+	} {
+		set, err := New(c.base, Config{R: 8, Alpha: 32, Targets: []string{AllLinear}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if set.Len() != c.want {
+			t.Errorf("hidden %d: %d parameters, PEFT has %d", c.base.HiddenSize, set.Len(), c.want)
+		}
+	}
+}
+
+func TestScaleAndPatterns(t *testing.T) {
+	set, err := New(config(t, "mini"), Config{R: 8, Alpha: 32, Targets: []string{AllLinear},
+		RankPattern: map[string]int{"k_proj": 4, `layers\.1\.mlp\.down_proj`: 2}, AlphaPattern: map[string]float64{"k_proj": 4}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	qkv, down := set.At(0, ops.SlotQKV), set.At(1, ops.SlotDown)
+	if m := qkv.Modules; m[0].Rank != 8 || m[0].Scale != 4 || m[1].Rank != 4 || m[1].Scale != 1 || qkv.Rank != 20 {
+		t.Errorf("qkv: %+v", qkv)
+	}
+	if down.Modules[0].Rank != 2 || down.Modules[0].Scale != 16 || set.At(0, ops.SlotDown).Rank != 8 {
+		t.Errorf("down: %+v", down)
+	}
+	rs, err := New(config(t, "mini"), Config{R: 4, Alpha: 16, RSLoRA: true, Targets: []string{"q_proj"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := rs.At(0, ops.SlotQKV).Modules[0].Scale; s != 8 {
+		t.Errorf("rsLoRA scale %v, want 16/sqrt(4)", s)
+	}
+}
+
+func TestInit(t *testing.T) {
+	base := config(t, "mini_untied")
+	all, err := New(base, Config{R: 8, Alpha: 8, Targets: []string{AllLinear}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := func(s *Set, flat []float32) map[string][]float32 {
+		m := map[string][]float32{}
+		s.Named(func(name string, rows, cols, at int) { m[name] = flat[at : at+rows*cols] })
+		return m
+	}
+	params := named(all, all.Init(1))
+	for name, v := range params {
+		if strings.Contains(name, "lora_B") {
+			if slices.ContainsFunc(v, func(x float32) bool { return x != 0 }) {
+				t.Errorf("%s does not start at zero", name)
+			}
+			continue
+		}
+		bound := 1 / math.Sqrt(float64(len(v)/8))
+		mean, most := 0.0, 0.0
+		for _, x := range v {
+			mean += float64(x) / float64(len(v))
+			most = max(most, math.Abs(float64(x)))
+		}
+		if most > bound || most < 0.95*bound || math.Abs(mean) > 4*bound/math.Sqrt(3*float64(len(v))) {
+			t.Errorf("%s: mean %g, largest %g, bound %g", name, mean, most, bound)
+		}
+	}
+	some, err := New(base, Config{R: 8, Alpha: 8, Targets: []string{"v_proj"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, v := range named(some, some.Init(1)) {
+		if !slices.Equal(v, params[name]) {
+			t.Errorf("%s depends on which other modules are adapted", name)
+		}
+	}
+	if slices.Equal(all.Init(1), all.Init(2)) {
+		t.Error("another seed gives the same start")
+	}
+}
+
+func TestGroupsCoverTheParameters(t *testing.T) {
+	set, err := New(config(t, "mini"), Config{R: 4, Alpha: 8, Targets: []string{"q_proj", "down_proj"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ratio := range []float64{1, 16} {
+		sum := 0
+		for _, g := range set.Groups(1e-4, 0.1, ratio) {
+			sum += g.Len
+		}
+		if sum != set.Len() {
+			t.Errorf("ratio %v: groups cover %d of %d", ratio, sum, set.Len())
+		}
+	}
+}
+
+// A damaged adapter is refused with the tensor or key that is wrong.
+func TestLoadRefuses(t *testing.T) {
+	base := config(t, "mini")
+	change := func(old, new string) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			path := filepath.Join(dir, ConfigFile)
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Contains(data, []byte(old)) {
+				t.Fatalf("%s has no %s", path, old)
+			}
+			if err := os.WriteFile(path, bytes.Replace(data, []byte(old), []byte(new), 1), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name   string
+		damage func(t *testing.T, dir string)
+		err    string
+	}{
+		{"rank", change(`"r": 8`, `"r": 4`), "[4 160]"},
+		{"alpha", change(`"lora_alpha": 32`, `"lora_alpha": -1`), "alpha"},
+		{"alpha NaN", change(`"lora_alpha": 32`, `"lora_alpha": NaN`), "byte"},
+		{"dora", change(`"use_dora": false`, `"use_dora": true`), "use_dora"},
+		{"modules_to_save", change(`"modules_to_save": null`, `"modules_to_save": ["lm_head"]`), "modules_to_save"},
+		{"type", change(`"LORA"`, `"IA3"`), "peft_type"},
+		{"fewer targets", change(`"down_proj",`, ``), "belongs to no module"},
+		{"twice", change(`"r": 8`, `"r": 8, "r": 8`), `"r"`},
+		{"no weights", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, WeightsFile)) }, WeightsFile},
+		{"no config", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, ConfigFile)) }, "not a PEFT adapter"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.CopyFS(dir, os.DirFS(golden("lora", "mini", "adapter_a"))); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, _, err := Load(dir, base); err != nil {
+				t.Fatal("before the damage:", err)
+			}
+			c.damage(t, dir)
+			if _, _, _, err := Load(dir, base); err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%v, want an error with %q", err, c.err)
+			}
+		})
+	}
+}
+
+func TestNaNIsRefused(t *testing.T) {
+	set, params, base, err := Load(golden("lora", "mini", "adapter_a"), config(t, "mini"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	params[3] = float32(math.NaN())
+	dir := t.TempDir()
+	if err := set.Save(dir, params, base); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := Load(dir, config(t, "mini")); err == nil || !strings.Contains(err.Error(), "element 3 is NaN") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestBase(t *testing.T) {
+	for in, want := range map[[2]string]string{
+		{"Qwen/Qwen2.5-7B-Instruct", "/data/x"}: "Qwen/Qwen2.5-7B-Instruct",
+		{"", "/home/me/models/mini/"}:           "mini",
+		{"", "x/SmolLM2.gguf"}:                  "SmolLM2",
+	} {
+		if got := PortableName(in[0], in[1]); got != want {
+			t.Errorf("%v: %q, want %q", in, got, want)
+		}
+	}
+	a := Base{Name: "mini", Fingerprint: "1111"}
+	if CheckBase(a, "1111") != nil || CheckBase(a, "2222") == nil || CheckBase(Base{Name: "x"}, "2222") != nil {
+		t.Error("CheckBase accepts another base, or refuses its own")
+	}
+	dir := t.TempDir()
+	set, params, _, err := Load(golden("lora", "mini", "adapter_a"), config(t, "mini"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := set.Save(dir, params, a); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, got, err := Load(dir, config(t, "mini")); err != nil || got != a {
+		t.Errorf("base %+v, %v; want %+v", got, err, a)
+	}
+}
