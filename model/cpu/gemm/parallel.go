@@ -22,12 +22,16 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// parallel runs work for each task in [0, tasks), on up to GOMAXPROCS goroutines, the caller's among them. Which
-// goroutine runs a task does not change a result: tasks write to different places.
-func parallel(tasks int, work func(task int, s *scratch)) {
+// worthGoroutine is the number of multiply-adds from which another goroutine is worth waking: some microseconds.
+const worthGoroutine = 1 << 16
+
+// parallel runs work for each task in [0, tasks), on up to GOMAXPROCS goroutines, the caller's among them, fewer when
+// the multiply-adds of all tasks are few. Which goroutine runs a task does not change a result: tasks write to
+// different places.
+func parallel(tasks, multiplyAdds int, work func(task int, s *scratch)) {
 	j := &job{tasks: int64(tasks), work: work}
 	j.left.Add(tasks)
-	for range min(runtime.GOMAXPROCS(0), tasks) - 1 {
+	for range min(runtime.GOMAXPROCS(0), tasks, 1+multiplyAdds/worthGoroutine) - 1 {
 		go j.help()
 	}
 	j.help()

@@ -30,7 +30,7 @@ func (p *product) run(kr *kernels) {
 	rowTasks := ceilDiv(p.m, rows)
 	width := panelsPerTask(panels, rowTasks)
 	panelTasks := ceilDiv(panels, width)
-	parallel(rowTasks*panelTasks, func(task int, s *scratch) {
+	parallel(rowTasks*panelTasks, p.m*p.n*p.k, func(task int, s *scratch) {
 		row, panel := task/panelTasks*rows, task%panelTasks*width
 		p.block(kr, s, row, min(row+rows, p.m), panel, min(panel+width, panels))
 	})
