@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"reflect"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"syscall"
@@ -99,7 +100,7 @@ func parse(args []string) (*parsed, error) {
 	verb, rest := args[0], args[1:]
 	switch {
 	case slices.Contains([]string{"--version", "version"}, verb):
-		return &parsed{text: version()}, nil
+		return &parsed{text: versionText()}, nil
 	case slices.Contains([]string{"--help", "-h", "help"}, verb):
 		if len(rest) == 0 || !slices.Contains(verbNames, rest[0]) {
 			return &parsed{text: overview(k)}, nil
@@ -158,20 +159,20 @@ func isBool(f *kong.Flag) bool {
 	return t.Kind() == reflect.Bool || t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Bool
 }
 
-// version says what this binary was built from.
-func version() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return "qlora (no build information)\n"
-	}
-	commit, dirty := "unknown commit", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			commit = "commit " + s.Value[:min(12, len(s.Value))]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			dirty = " with changes"
+// version is what the Makefile links in: the commit.
+var version string
+
+// versionText says what this binary was built from.
+func versionText() string {
+	if version == "" {
+		version = "of an unknown commit"
+		if info, ok := debug.ReadBuildInfo(); ok {
+			for _, s := range info.Settings {
+				if s.Key == "vcs.revision" {
+					version = s.Value[:min(12, len(s.Value))]
+				}
+			}
 		}
 	}
-	return fmt.Sprintf("qlora %s%s, %s, backends: %s\n", commit, dirty, info.GoVersion, backendNames)
+	return fmt.Sprintf("qlora %s, %s %s/%s, backends: %s\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH, backendNames)
 }
