@@ -78,8 +78,9 @@ func (a qkv[T]) attend(o, lse []T, q queries, head int, s *scratch[T]) {
 	for i := range n {
 		row := p[i*keys : (i+1)*keys]
 		seen := row[:q.q0-q.lo+i+1]
-		top := largest(seen) * a.scale
-		sum := expSum(seen, a.scale, top)
+		scaleRow(seen, a.scale)
+		top := largest(seen)
+		sum := expSum(seen, top)
 		clear(row[len(seen):])
 		lse[i], inverse[i] = top+T(math.Log(float64(sum))), 1/sum
 	}
@@ -158,7 +159,8 @@ func (g *attentionGrad[T]) segment(cut []queries, head int, s *scratch[T]) {
 		for i := range n {
 			seen, at := q.q0-q.lo+i+1, head*g.T+q.q0+i
 			prow, drow := p[i*keys:(i+1)*keys], ds[i*keys:(i+1)*keys]
-			expSum(prow[:seen], g.scale, g.lse[at])
+			scaleRow(prow[:seen], g.scale)
+			expSum(prow[:seen], g.lse[at])
 			for j, x := range prow[:seen] {
 				drow[j] = x * (drow[j] - g.delta[at]) * g.scale
 			}

@@ -36,8 +36,8 @@ func (b *Backend[T]) DecodeAttention(o, u, qkv ops.Tensor, c ops.KVCache, h ops.
 		y := to[(t*h.H+hk*group)*h.D:][:group*h.D]
 		for i := range group {
 			row := p[i*keys : (i+1)*keys]
-			sum := expSum(row, in.scale, largest(row)*in.scale)
-			scaleRow(row, 1/sum)
+			scaleRow(row, in.scale)
+			scaleRow(row, 1/expSum(row, largest(row)))
 		}
 		mul(y, h.D, p, keys, vs[at:], width, group, h.D, keys, false)
 	})

@@ -1,19 +1,27 @@
 package cpu
 
-import "qlora/model/ops"
+import (
+	"qlora/model/cpu/vec"
+	"qlora/model/ops"
+)
 
-// dropRow writes dst = scale·mask∘src for columns col.. of token t, under the mask of module m; col is a multiple of 8.
-// dst may be src.
-func dropRow[T Float](dst, src []T, col int, m *ops.Module, h *ops.HostBatch, t int) {
-	threshold := ops.DropThreshold(m.Drop)
-	scale := T(ops.DropScale(threshold))
-	dst = dst[:len(src)]
+// dropRow writes dst = scale·mask∘src for all columns of token t, under the mask of module m. dst may be src.
+func dropRow[T Float](dst, src []T, m *ops.Module, h *ops.HostBatch, t int) {
+	mask := vec.Mask{
+		Seed: h.Seed, Step: h.Step, Pos: uint32(h.Pos[t]), Sample: uint32(h.Sample[t]), Module: m.Stream,
+		Threshold: ops.DropThreshold(m.Drop),
+	}
+	scale := ops.DropScale(mask.Threshold)
+	if dst, ok := any(dst).([]float32); ok {
+		vec.Dropout(dst, any(src).([]float32), mask, scale)
+		return
+	}
 	for i := 0; i < len(src); i += 8 {
-		lanes := ops.DropLanes(h.Seed, h.Step, uint32((col+i)/8), uint32(h.Pos[t]), uint32(h.Sample[t]), m.Stream)
+		lanes := ops.DropLanes(mask.Seed, mask.Step, uint32(i/8), mask.Pos, mask.Sample, mask.Module)
 		for j := range min(8, len(src)-i) {
 			kept := T(0)
-			if uint32(lanes[j]) >= threshold {
-				kept = src[i+j] * scale
+			if uint32(lanes[j]) >= mask.Threshold {
+				kept = src[i+j] * T(scale)
 			}
 			dst[i+j] = kept
 		}
@@ -27,7 +35,7 @@ func (b *Backend[T]) dropped(x []T, cols int, m *ops.Module, h *ops.HostBatch, l
 	}
 	y := b.scratch.take((hi - lo) * cols)
 	b.rows(hi-lo, func(i int) {
-		dropRow(y[i*cols:(i+1)*cols], x[i*cols:(i+1)*cols], 0, m, h, lo+i)
+		dropRow(y[i*cols:(i+1)*cols], x[i*cols:(i+1)*cols], m, h, lo+i)
 	})
 	return y
 }

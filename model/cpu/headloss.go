@@ -54,7 +54,7 @@ func (b *Backend[T]) HeadLoss(dxn, nll, hit, xn ops.Tensor, head ops.Weight, bat
 			top := largest(row)
 			hits[lo+i] = hitOf(row, top, target)
 			own := row[target] - top
-			sum := expSum(row, 1, top)
+			sum := expSum(row, top)
 			losses[lo+i] = T(math.Log(float64(sum))) - own
 			if dx != nil {
 				scale := T(batch.Host.LossScale)

@@ -73,10 +73,8 @@ func (b *Backend[T]) loraBack(dx, du []T, l *ops.LoRA, s span) {
 		mul(term, in, du[col:], l.Rank, a, in, s.len(), in, m.Rank, false)
 		b.rows(s.len(), func(t int) {
 			row, to := term[t*in:(t+1)*in], dx[t*in:(t+1)*in]
-			dropRow(row, row, 0, m, s.h, s.lo+t)
-			for c, x := range row {
-				to[c] += x
-			}
+			dropRow(row, row, m, s.h, s.lo+t)
+			addTo(to, row)
 		})
 		b.scratch.used = mark
 	}

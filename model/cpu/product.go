@@ -81,7 +81,7 @@ func dots(sums, x, b []float64, ld int) {
 		sums[j], sums[j+1], sums[j+2], sums[j+3] = s0, s1, s2, s3
 	}
 	for ; j < len(sums); j++ {
-		sums[j] = dot(x, b[j*ld:])
+		sums[j] = dot(x, b[j*ld:][:n])
 	}
 }
 

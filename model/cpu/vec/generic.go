@@ -75,6 +75,9 @@ var generic = kernels{
 			d[i] = roundBF16(x)
 		}
 	},
+	dropout: func(dst, x *float32, n int, seed, step, group, pos, sample, module, threshold uint32, scale float32) {
+		dropout(unsafe.Slice(dst, n), unsafe.Slice(x, n), Mask{seed, step, group, pos, sample, module, threshold}, scale)
+	},
 }
 
 func sigmoid(x float32) float64 { return 1 / (1 + math.Exp(-float64(x))) }

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// kernels is one variant of the loops. n is a positive multiple of lanes, in dot and max of block; pointers may be
+// kernels is one variant of the loops. n is a positive multiple of lanes, in dot and max of block, in dropout of dropoutBlock; pointers may be
 // equal where the exported function allows it.
 type kernels struct {
 	variant    string
@@ -19,6 +19,7 @@ type kernels struct {
 	scale      func(dst *float32, a float32, x *float32, n int)
 	fromBF16   func(dst *float32, src *uint16, n int)
 	toBF16     func(dst *uint16, src *float32, n int)
+	dropout    func(dst, x *float32, n int, seed, step, group, pos, sample, module, threshold uint32, scale float32)
 }
 
 const (

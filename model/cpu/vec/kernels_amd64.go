@@ -53,3 +53,8 @@ func fromBF16AVX2(dst *float32, src *uint16, n int)
 //
 //go:noescape
 func toBF16AVX2(dst *uint16, src *float32, n int)
+
+// dropoutAVX2 sets dst = scale·x where a column is kept and 0 elsewhere; n is a multiple of 64.
+//
+//go:noescape
+func dropoutAVX2(dst *float32, x *float32, n int, seed uint32, step uint32, group uint32, pos uint32, sample uint32, module uint32, threshold uint32, scale float32)

@@ -538,3 +538,348 @@ DATA quietBit<>+20(SB)/4, $0x00400000
 DATA quietBit<>+24(SB)/4, $0x00400000
 DATA quietBit<>+28(SB)/4, $0x00400000
 GLOBL quietBit<>(SB), RODATA|NOPTR, $32
+
+// func dropoutAVX2(dst *float32, x *float32, n int, seed uint32, step uint32, group uint32, pos uint32, sample uint32, module uint32, threshold uint32, scale float32)
+// Requires: AVX, AVX2
+TEXT ·dropoutAVX2(SB), NOSPLIT, $0-56
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVL         group+32(FP), DX
+	VPBROADCASTD philoxM0<>+0(SB), Y10
+	VPBROADCASTD philoxM1<>+0(SB), Y11
+	MOVQ         n+16(FP), BX
+
+loop:
+	VMOVD        DX, X0
+	VPBROADCASTD X0, Y4
+	VPADDD       philoxGroupA<>+0(SB), Y4, Y0
+	VPADDD       philoxGroupB<>+0(SB), Y4, Y4
+	VBROADCASTSS pos+36(FP), Y1
+	VMOVDQA      Y1, Y5
+	VBROADCASTSS sample+40(FP), Y2
+	VMOVDQA      Y2, Y6
+	VBROADCASTSS module+44(FP), Y3
+	VMOVDQA      Y3, Y7
+	VBROADCASTSS seed+24(FP), Y8
+	VBROADCASTSS step+28(FP), Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VPADDD       philoxW0<>+0(SB), Y8, Y8
+	VPADDD       philoxW1<>+0(SB), Y9, Y9
+	VPMULUDQ     Y10, Y0, Y12
+	VPMULUDQ     Y11, Y2, Y13
+	VPSRLQ       $0x20, Y13, Y0
+	VPXOR        Y1, Y0, Y0
+	VPXOR        Y8, Y0, Y0
+	VPSRLQ       $0x20, Y12, Y2
+	VPXOR        Y3, Y2, Y2
+	VPXOR        Y9, Y2, Y2
+	VMOVDQA      Y13, Y1
+	VMOVDQA      Y12, Y3
+	VPMULUDQ     Y10, Y4, Y14
+	VPMULUDQ     Y11, Y6, Y15
+	VPSRLQ       $0x20, Y15, Y4
+	VPXOR        Y5, Y4, Y4
+	VPXOR        Y8, Y4, Y4
+	VPSRLQ       $0x20, Y14, Y6
+	VPXOR        Y7, Y6, Y6
+	VPXOR        Y9, Y6, Y6
+	VMOVDQA      Y15, Y5
+	VMOVDQA      Y14, Y7
+	VBROADCASTSS threshold+48(FP), Y8
+	VBROADCASTSS scale+52(FP), Y9
+	VPSLLQ       $0x20, Y1, Y1
+	VPBLENDD     $0xaa, Y1, Y0, Y0
+	VPSLLQ       $0x20, Y3, Y3
+	VPBLENDD     $0xaa, Y3, Y2, Y2
+	VPUNPCKLQDQ  Y2, Y0, Y12
+	VPUNPCKHQDQ  Y2, Y0, Y13
+	VPMOVZXWD    X12, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       (CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, (AX)
+	VPMOVZXWD    X13, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       32(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 32(AX)
+	VEXTRACTI128 $0x01, Y12, X14
+	VPMOVZXWD    X14, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       64(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 64(AX)
+	VEXTRACTI128 $0x01, Y13, X14
+	VPMOVZXWD    X14, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       96(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 96(AX)
+	VPSLLQ       $0x20, Y5, Y5
+	VPBLENDD     $0xaa, Y5, Y4, Y4
+	VPSLLQ       $0x20, Y7, Y7
+	VPBLENDD     $0xaa, Y7, Y6, Y6
+	VPUNPCKLQDQ  Y6, Y4, Y12
+	VPUNPCKHQDQ  Y6, Y4, Y13
+	VPMOVZXWD    X12, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       128(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 128(AX)
+	VPMOVZXWD    X13, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       160(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 160(AX)
+	VEXTRACTI128 $0x01, Y12, X14
+	VPMOVZXWD    X14, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       192(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 192(AX)
+	VEXTRACTI128 $0x01, Y13, X14
+	VPMOVZXWD    X14, Y14
+	VPCMPGTD     Y14, Y8, Y14
+	VMULPS       224(CX), Y9, Y15
+	VPANDN       Y15, Y14, Y14
+	VMOVUPS      Y14, 224(AX)
+	ADDL         $0x08, DX
+	ADDQ         $+256, AX
+	ADDQ         $+256, CX
+	SUBQ         $+64, BX
+	JNZ          loop
+	VZEROUPPER
+	RET
+
+DATA philoxM0<>+0(SB)/4, $0xd2511f53
+GLOBL philoxM0<>(SB), RODATA|NOPTR, $4
+
+DATA philoxM1<>+0(SB)/4, $0xcd9e8d57
+GLOBL philoxM1<>(SB), RODATA|NOPTR, $4
+
+DATA philoxGroupA<>+0(SB)/8, $0x0000000000000000
+DATA philoxGroupA<>+8(SB)/8, $0x0000000000000001
+DATA philoxGroupA<>+16(SB)/8, $0x0000000000000002
+DATA philoxGroupA<>+24(SB)/8, $0x0000000000000003
+GLOBL philoxGroupA<>(SB), RODATA|NOPTR, $32
+
+DATA philoxGroupB<>+0(SB)/8, $0x0000000000000004
+DATA philoxGroupB<>+8(SB)/8, $0x0000000000000005
+DATA philoxGroupB<>+16(SB)/8, $0x0000000000000006
+DATA philoxGroupB<>+24(SB)/8, $0x0000000000000007
+GLOBL philoxGroupB<>(SB), RODATA|NOPTR, $32
+
+DATA philoxW0<>+0(SB)/4, $0x9e3779b9
+DATA philoxW0<>+4(SB)/4, $0x9e3779b9
+DATA philoxW0<>+8(SB)/4, $0x9e3779b9
+DATA philoxW0<>+12(SB)/4, $0x9e3779b9
+DATA philoxW0<>+16(SB)/4, $0x9e3779b9
+DATA philoxW0<>+20(SB)/4, $0x9e3779b9
+DATA philoxW0<>+24(SB)/4, $0x9e3779b9
+DATA philoxW0<>+28(SB)/4, $0x9e3779b9
+GLOBL philoxW0<>(SB), RODATA|NOPTR, $32
+
+DATA philoxW1<>+0(SB)/4, $0xbb67ae85
+DATA philoxW1<>+4(SB)/4, $0xbb67ae85
+DATA philoxW1<>+8(SB)/4, $0xbb67ae85
+DATA philoxW1<>+12(SB)/4, $0xbb67ae85
+DATA philoxW1<>+16(SB)/4, $0xbb67ae85
+DATA philoxW1<>+20(SB)/4, $0xbb67ae85
+DATA philoxW1<>+24(SB)/4, $0xbb67ae85
+DATA philoxW1<>+28(SB)/4, $0xbb67ae85
+GLOBL philoxW1<>(SB), RODATA|NOPTR, $32

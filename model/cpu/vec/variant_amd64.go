@@ -9,6 +9,7 @@ import "golang.org/x/sys/cpu"
 var avx2 = kernels{
 	variant: AVX2, exp: expAVX2, swiGLU: swiGLUAVX2, swiGLUBack: swiGLUBackAVX2, expSum: expSumAVX2, dot: dotAVX2,
 	max: maxAVX2, axpy: axpyAVX2, scale: scaleAVX2, fromBF16: fromBF16AVX2, toBF16: toBF16AVX2,
+	dropout: dropoutAVX2,
 }
 
 // assembly returns the generated loops that this processor can run.

@@ -26,6 +26,7 @@ func generate(c *build.Context) {
 	g.scale()
 	g.fromBF16()
 	g.toBF16()
+	g.dropout()
 }
 
 const lanes = 8
@@ -97,7 +98,7 @@ func (g generator) loop(step int, streams []stream, body func()) {
 	g.JNZ(operand.LabelRef("loop"))
 }
 
-// broadcast loads the float32 argument name into every lane of r.
+// broadcast loads the argument name, of 4 bytes, into every lane of r.
 func (g generator) broadcast(name string, r reg.VecPhysical) {
 	a, err := g.Param(name).Resolve()
 	if err != nil {
