@@ -109,7 +109,7 @@ func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
 		if len(t.Shape) != 2 || t.Shape[0] != rows || t.Shape[1] != w.spec.Cols {
 			return fmt.Errorf("%s.weight has shape %v, but the config makes it [%d %d]", name, t.Shape, rows, w.spec.Cols)
 		}
-		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: t.ReadRowsF32}
+		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: finite(t)}
 		if t.DType == weights.BF16 {
 			parts[i].ReadBF16 = t.ReadRowsRaw
 		}
@@ -129,6 +129,22 @@ func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
 	return nil
 }
 
+// finite reads rows of a tensor and refuses NaN and infinities, which the file formats allow.
+func finite(t *weights.Tensor) func(dst []float32, row, n int) error {
+	return func(dst []float32, row, n int) error {
+		if err := t.ReadRowsF32(dst, row, n); err != nil {
+			return err
+		}
+		const exponent = 0x7f800000 // all ones: not a finite number
+		for i, v := range dst {
+			if math.Float32bits(v)&exponent == exponent {
+				return fmt.Errorf("%s: row %d, column %d is %v: the model file is damaged", t.Name, row+i/(len(dst)/n), i%(len(dst)/n), v)
+			}
+		}
+		return nil
+	}
+}
+
 // readVector reads a tensor of one dimension.
 func readVector(src *weights.Model, name string, n int) ([]float32, error) {
 	t, err := src.Tensor(name)
@@ -139,7 +155,7 @@ func readVector(src *weights.Model, name string, n int) ([]float32, error) {
 		return nil, fmt.Errorf("%s has shape %v, but the config makes it [%d]", name, t.Shape, n)
 	}
 	v := make([]float32, n)
-	return v, t.ReadRowsF32(v, 0, 1)
+	return v, finite(t)(v, 0, 1)
 }
 
 // loadRope writes the table of rotary angles as transformers computes it: inverse frequencies
