@@ -63,9 +63,9 @@ func (c *evalCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	questions, err := readQuestions(e, c.Dataset, 0, names, b.chat)
+	questions, _, err := readQuestions(c.Dataset, 0, names, b.chat) // load has reported the rows left out
 	if err != nil {
-		return err
+		return fmt.Errorf("--dataset: %w", err)
 	}
 	longest := 0
 	for _, s := range samples {

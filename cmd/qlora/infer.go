@@ -146,7 +146,11 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 	if g.backend, err = openBackend(e, d.Backend); err != nil {
 		return nil, err
 	}
-	if g.model, err = qwen2.Build(g.backend, b.Model, o); err != nil {
+	shown := newProgress(e)
+	o.Progress = shown.loading
+	g.model, err = qwen2.Build(g.backend, b.Model, o)
+	shown.end()
+	if err != nil {
 		return nil, err
 	}
 	if g.set != nil {
@@ -211,9 +215,12 @@ func (c *inferCmd) batch(e *env, g *engine, o infer.Options) error {
 	if err != nil {
 		return usageError{err}
 	}
-	questions, err := readQuestions(e, c.ValDataset, c.ValDatasetSample, names, g.chat)
+	questions, dropped, err := readQuestions(c.ValDataset, c.ValDatasetSample, names, g.chat)
+	for _, fault := range dropped {
+		e.logf("dropped: %v", fault)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("--val_dataset: %w", err)
 	}
 	names.notice(e)
 	file, err := c.resultFile()

@@ -73,11 +73,14 @@ func run(args []string, e *env) int {
 		e.logf("%s", n)
 	}
 	e.flags = p.command.Selected().Flags
-	if err := p.command.Run(e); err != nil {
+	err = p.command.Run(e)
+	switch {
+	case errors.Is(err, context.Canceled):
+		e.logf("qlora: interrupted (%v)", context.Cause(e.ctx))
+	case err != nil:
 		e.logf("qlora: %v", err)
-		return exitCode(err)
 	}
-	return 0
+	return exitCode(err)
 }
 
 // parsed is a command line that was understood.

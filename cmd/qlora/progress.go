@@ -36,6 +36,14 @@ func (p *progress) step(s train.Progress) {
 	}
 }
 
+// loading shows how much of the weights is in memory.
+func (p *progress) loading(done, total int64) {
+	if p.terminal {
+		fmt.Fprintf(p.w, "\r\x1b[Kloading the weights: %d %%", 100*done/max(total, 1))
+		p.open = true
+	}
+}
+
 // record prints a line of the log in words.
 func (p *progress) record(r train.Record) {
 	p.end()

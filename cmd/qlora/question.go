@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"qlora/model/data"
 )
@@ -16,19 +17,18 @@ type question struct {
 	want         *string // nil: the row ends with the question
 }
 
-// readQuestions reads the rows of datasets as questions: at most limit of them, 0 for all. A row that
-// cannot be asked is left out and reported.
-func readQuestions(e *env, datasets []string, limit int, names *identity, chat *data.Chat) ([]question, error) {
-	var all []question
+// readQuestions reads the rows of datasets as questions: at most limit of them, 0 for all. Rows that
+// cannot be asked are left out, and returned as errors that name them.
+func readQuestions(datasets []string, limit int, names *identity, chat *data.Chat) (all []question, dropped []error, err error) {
 	edit := names.edit()
 	for _, dataset := range datasets {
 		for ex, err := range data.Rows(dataset) {
 			if limit > 0 && len(all) == limit {
-				return all, nil
+				return all, dropped, nil
 			}
 			var fault *data.RowError
 			if err != nil && !errors.As(err, &fault) {
-				return nil, err
+				return nil, dropped, err
 			}
 			if err == nil && ex.IDs != nil {
 				err = &data.RowError{File: ex.File, Row: ex.Row, Msg: "token ids are no question"}
@@ -46,16 +46,16 @@ func readQuestions(e *env, datasets []string, limit int, names *identity, chat *
 				}
 			}
 			if err != nil {
-				e.logf("dropped: %v", err)
+				dropped = append(dropped, err)
 				continue
 			}
 			all = append(all, q)
 		}
 	}
 	if len(all) == 0 {
-		return nil, fmt.Errorf("no row of %v can be asked", datasets)
+		return nil, dropped, fmt.Errorf("no row of %s can be asked", strings.Join(datasets, ", "))
 	}
-	return all, nil
+	return all, dropped, nil
 }
 
 // text is the question as a person reads it: the last turn of the user.

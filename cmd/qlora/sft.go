@@ -206,7 +206,9 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	o := run.Options
 	maxT, maxS, maxN := train.Room(run.Samples, run.Eval, o.StepSamples, o.RowTokens, o.Pad)
 	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", len(run.Samples), len(run.Eval), o.StepSamples, maxT)
-	run.Model, err = qwen2.Build(run.Backend, b.Model, qwen2.Options{DType: dtype, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set})
+	shown := newProgress(e)
+	run.Model, err = qwen2.Build(run.Backend, b.Model, qwen2.Options{DType: dtype, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set, Progress: shown.loading})
+	shown.end()
 	if err != nil {
 		return err
 	}
