@@ -8,7 +8,7 @@ import (
 
 // queryBlock is the queries whose scores are held at once; blocks are cut from the start of a segment, so that a token's
 // result does not depend on where its segment lies.
-const queryBlock = 64
+const queryBlock = 128
 
 // qkv is rows of q, k, v of a packed batch.
 type qkv[T Float] struct {

@@ -37,8 +37,15 @@ var (
 	_ ops.Backend = (*Backend[float64])(nil)
 )
 
-// New returns a backend that computes in T.
-func New[T Float]() *Backend[T] { return &Backend[T]{} }
+// New returns a backend that computes in T. A request for kernels that this processor lacks (see vec.VariantError) comes out
+// of the first Sync.
+func New[T Float]() *Backend[T] {
+	b := &Backend[T]{}
+	if !isFloat64[T]() {
+		b.fail(vec.VariantError())
+	}
+	return b
+}
 
 // Name is "cpu".
 func (b *Backend[T]) Name() string { return "cpu" }

@@ -53,7 +53,7 @@ func goldenTensors(t *testing.T, b ops.Backend, path ...string) map[string]ops.T
 }
 
 // tensorOf is a tensor in an arena of its own, filled from raw bytes (nil: zeros).
-func tensorOf(t *testing.T, b ops.Backend, name string, dtype ops.DType, data []byte, shape ...int) ops.Tensor {
+func tensorOf(t testing.TB, b ops.Backend, name string, dtype ops.DType, data []byte, shape ...int) ops.Tensor {
 	t.Helper()
 	x := ops.Tensor{Name: name, DType: dtype, Shape: shape}
 	buf, err := b.NewArena(x.Bytes())
@@ -105,7 +105,7 @@ func element(t ops.Tensor, i int) string {
 	return fmt.Sprintf("%#x", raw(t)[i])
 }
 
-func synced(t *testing.T, b ops.Backend) {
+func synced(t testing.TB, b ops.Backend) {
 	t.Helper()
 	if err := b.Sync(); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ func (b *Backend[T]) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.
 	}
 	to := b.out(y)
 	if residual != nil && &residual[0] != &to[0] {
-		copy(to, residual)
+		b.rows(batch.T, func(t int) { copy(to[t*out:(t+1)*out], residual[t*out:]) })
 	}
 	own.mulT(b, to, from, batch.T, residual != nil)
 	if own.bias != nil {

@@ -39,8 +39,8 @@ func (b *Backend[T]) RMSNormBack(dx, duOut, dres, dxn, du, x, rho, w ops.Tensor,
 	}
 	defer b.finish()
 	C, xs, rhos, scale := x.Cols(), b.in(x), b.in(rho), b.in(w)
-	g := b.scratch.take(batch.T * C)
-	copy(g, b.in(dxn))
+	g, from := b.scratch.take(batch.T*C), b.in(dxn)
+	b.rows(batch.T, func(t int) { copy(g[t*C:(t+1)*C], from[t*C:]) })
 	if in != nil {
 		b.loraBack(g, b.in(du), in, whole(batch))
 	}

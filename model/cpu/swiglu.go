@@ -38,25 +38,27 @@ func (b *Backend[T]) SwiGLUBack(gateup, duGU, dact, duDown, uGU ops.Tensor, down
 	act, d := b.scratch.take(ops.GradBlock*F), b.scratch.take(ops.GradBlock*F)
 	for lo := 0; lo < batch.T; lo += ops.GradBlock {
 		s := span{&batch.Host, lo, min(lo+ops.GradBlock, batch.T)}
-		gu2 := to[2*lo*F : 2*s.hi*F]
-		copy(d, from[lo*F:s.hi*F])
-		if down != nil {
-			b.rows(s.len(), func(t int) {
+		rows := to[2*lo*F : 2*s.hi*F]
+		b.rows(s.len(), func(t int) {
+			copy(d[t*F:(t+1)*F], from[(lo+t)*F:])
+			if down != nil {
 				row := act[t*F : (t+1)*F]
-				swiGLU(row, gu2[2*t*F:][:F], gu2[(2*t+1)*F:][:F])
+				swiGLU(row, rows[2*t*F:][:F], rows[(2*t+1)*F:][:F])
 				round(row, gateup.DType)
-			})
+			}
+		})
+		if down != nil {
 			low := duD[lo*down.Rank:]
 			b.loraBack(d, low, down, s)
 			b.gradA(act, low, down, s)
 		}
 		b.rows(s.len(), func(t int) {
-			swiGLUBack(gu2[2*t*F:][:F], gu2[(2*t+1)*F:][:F], d[t*F:(t+1)*F])
-			round(gu2[2*t*F:][:2*F], gateup.DType)
+			swiGLUBack(rows[2*t*F:][:F], rows[(2*t+1)*F:][:F], d[t*F:(t+1)*F])
+			round(rows[2*t*F:][:2*F], gateup.DType)
 		})
 		if gu != nil {
-			b.loraUp(duG[lo*gu.Rank:], gu2, gu, parts, s)
-			b.gradB(gu2, uG[lo*gu.Rank:], gu, parts, s)
+			b.loraUp(duG[lo*gu.Rank:], rows, gu, parts, s)
+			b.gradB(rows, uG[lo*gu.Rank:], gu, parts, s)
 		}
 	}
 }
