@@ -9,6 +9,7 @@ architectures from sm_80 on share. Addresses of shared memory are 32-bit, as the
 typedef __nv_bfloat16 bf16;
 
 #define QK_DEVICE static __device__ __forceinline__
+#define QK_DEVICE_MEMBER __device__ __forceinline__
 
 /* Two bf16 in one register, the lower half first in memory. */
 QK_DEVICE uint32_t pack_bf16(float lo, float hi) {
@@ -34,4 +35,26 @@ QK_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
 QK_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+
+/* The rotary angles (Su et al., RoFormer, 2021) of the packed row's tokens. Rows of Wq and Wk are permuted so that a
+rotated pair of a head lies side by side. */
+struct rope_table {
+  const float *cos, *sin;  // (positions, D/2)
+  const int32_t *pos;      // (T)
+  int D;
+};
+/* Rotates columns column, column + 1 (column even, in any head) of a token at that position. */
+QK_DEVICE void rope_rotate(const rope_table &r, int position, int column, float &x, float &y) {
+  const int64_t i = (int64_t)position * (r.D / 2) + column % r.D / 2;
+  const float c = __ldg(r.cos + i), s = __ldg(r.sin + i), x0 = x;
+  x = x0 * c - y * s;
+  y = y * c + x0 * s;
+}
+/* The gradient's way back: the rotation by the opposite angle. */
+QK_DEVICE void rope_rotate_back(const rope_table &r, int position, int column, float &x, float &y) {
+  const int64_t i = (int64_t)position * (r.D / 2) + column % r.D / 2;
+  const float c = __ldg(r.cos + i), s = __ldg(r.sin + i), x0 = x;
+  x = x0 * c + y * s;
+  y = y * c - x0 * s;
 }

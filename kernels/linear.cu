@@ -40,9 +40,9 @@ qk_status qk_linear_fwd(qk_ptr y, qk_ptr x, qk_ptr w, qk_ptr bias, qk_ptr u, con
   p.M = M, p.N = N, p.K = K;
   if (l && u) p.u = (const bf16 *)u, p.lora_b = (const bf16 *)l->pack_b, p.R = l->rank;
   if (cos && sin) {
-    p.cos = (const float *)cos, p.sin = (const float *)sin, p.pos = (const int32_t *)b->pos;
-    p.D = h.D, p.rope_columns = (h.H + h.Hk) * h.D;
-    if (h.D < 8 || h.D % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d; rope takes multiples of 8", p.name, h.D);
+    p.rope = {(const float *)cos, (const float *)sin, (const int32_t *)b->pos, h.D};
+    p.rope_columns = (h.H + h.Hk) * h.D;
+    if (h.D < 16 || h.D % 16) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d; rope takes multiples of 16", p.name, h.D);
     if (p.rope_columns > N) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns of q and k in %d of qkv", p.name, p.rope_columns, N);
   }
   return linear_run(p, s, variant);

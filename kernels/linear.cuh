@@ -15,20 +15,11 @@ struct linear_problem {
   const bf16 *residual;  // (M,N) or null; may be c
   const bf16 *u;       // (M,R): s * dropout(x) * A' of LoRA; null where R is 0
   const bf16 *lora_b;  // (N,R): block-diagonal B of LoRA
-  const float *cos, *sin;  // (positions, D/2); null without rope
-  const int32_t *pos;      // (M)
-  int rope_columns, D;
+  rope_table rope;
+  int rope_columns;    // q and k, 0: no rope
   int M, N, K, R;
 };
 
 /* The variants: launch on the stream, or say why not. */
 qk_status linear_sm80(const linear_problem &p, cudaStream_t stream);
 qk_status linear_sm90(const linear_problem &p, const qk_device &device, cudaStream_t stream);
-
-/* Rotates a pair that lies side by side (rows of Wq and Wk are permuted so) by the angle of its token and place. */
-QK_DEVICE void rope_pair(const linear_problem &p, int position, int column, float &even, float &odd) {
-  const int64_t i = (int64_t)position * (p.D / 2) + (column % p.D) / 2;
-  const float c = __ldg(p.cos + i), s = __ldg(p.sin + i), x = even;
-  even = x * c - odd * s;
-  odd = odd * c + x * s;
-}

@@ -117,7 +117,7 @@ QK_DEVICE void linear_sm80_finish(const linear_problem &p, uint8_t *tile, float 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int r = warp_row + 16 * i + 8 * half + lane / 4;
-      const int position = p.rope_columns && row + r < p.M ? __ldg(p.pos + row + r) : 0;
+      const int position = p.rope_columns && row + r < p.M ? __ldg(p.rope.pos + row + r) : 0;
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         const int c = warp_column + 8 * j + 2 * (lane & 3);
@@ -128,7 +128,7 @@ QK_DEVICE void linear_sm80_finish(const linear_problem &p, uint8_t *tile, float 
           const float2 v = unpack_bf16(*place);
           x += v.x, y += v.y;
         }
-        if (column + c < p.rope_columns) rope_pair(p, position, column + c, x, y);
+        if (column + c < p.rope_columns) rope_rotate(p.rope, position, column + c, x, y);
         *place = pack_bf16(x, y);
       }
     }

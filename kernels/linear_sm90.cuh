@@ -166,9 +166,7 @@ QK_DEVICE void linear_sm90_store(const linear_sm90_maps &maps, const linear_prob
       const uint32_t place = row * pitch + (((2 * j + (s.lane >> 4)) ^ mask) << 4);
       const int column = c * tile.store_columns + j * 16 + 2 * (s.lane & 3);
       if (p.bias) {
-        float2 lo, hi;
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(lo.x), "=f"(lo.y) : "r"(s.bias + column * 4) : "memory");
-        asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(hi.x), "=f"(hi.y) : "r"(s.bias + column * 4 + 32) : "memory");
+        const float2 lo = shared_float2(s.bias + column * 4), hi = shared_float2(s.bias + column * 4 + 32);
         v[0] += lo.x, v[1] += lo.y, v[2] += lo.x, v[3] += lo.y;
         v[4] += hi.x, v[5] += hi.y, v[6] += hi.x, v[7] += hi.y;
       }
@@ -182,10 +180,10 @@ QK_DEVICE void linear_sm90_store(const linear_sm90_maps &maps, const linear_prob
         }
       }
       if (s.column + column < p.rope_columns) {
-        rope_pair(p, position[0], s.column + column, v[0], v[1]);
-        rope_pair(p, position[1], s.column + column, v[2], v[3]);
-        rope_pair(p, position[0], s.column + column + 8, v[4], v[5]);
-        rope_pair(p, position[1], s.column + column + 8, v[6], v[7]);
+        rope_rotate(p.rope, position[0], s.column + column, v[0], v[1]);
+        rope_rotate(p.rope, position[1], s.column + column, v[2], v[3]);
+        rope_rotate(p.rope, position[0], s.column + column + 8, v[4], v[5]);
+        rope_rotate(p.rope, position[1], s.column + column + 8, v[6], v[7]);
       }
       store_matrices(slot + place, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
                      pack_bf16(v[6], v[7]));
@@ -232,7 +230,7 @@ QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm
     for (int i = 0; i < 2; i++) {
       const int column = s.column + thread + 128 * i, row = s.row + 64 * s.group + s.warp * 16 + s.lane / 4 + 8 * i;
       if (p.bias && thread + 128 * i < tile.width && column < p.N) bias[i] = __ldg(p.bias + column);
-      if (s.column < p.rope_columns && row < p.M) position[i] = __ldg(p.pos + row);
+      if (s.column < p.rope_columns && row < p.M) position[i] = __ldg(p.rope.pos + row);
     }
 
     int previous = -1;
@@ -313,7 +311,6 @@ template <int Tile, bool BNInner, int Tail>
 static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
   typedef linear_sm90_layout<Tile, BNInner> Layout;
   constexpr auto tile = Layout::tile;
-  const auto kernel = linear_sm90_kernel<Tile, BNInner, Tail>;
 
   linear_sm90_maps maps;
   qk_status status = qk_tensor_map(&maps.a, p.name, tensor_box{"A", p.a, p.M, p.K, p.K, 128, 64});
@@ -334,21 +331,8 @@ static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &de
   n.k_blocks = ceil_div(p.K, 64);
   n.full_blocks = n.k_blocks + ceil_div(p.R, 64) - (Tail > 0);
 
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Layout::bytes);
-  if (error != cudaSuccess) return qk_launched(p.name, error);
-  cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {2, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(2 * (n.tiles < device.multiprocessors / 2 ? n.tiles : device.multiprocessors / 2));
-  config.blockDim = dim3(384);
-  config.dynamicSmemBytes = Layout::bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  return qk_launched(p.name, cudaLaunchKernelEx(&config, kernel, maps, n, p));
+  const int clusters = n.tiles < device.multiprocessors / 2 ? n.tiles : device.multiprocessors / 2;
+  return launch_dependent(p.name, linear_sm90_kernel<Tile, BNInner, Tail>, 2 * clusters, 2, 384, Layout::bytes, stream, maps, n, p);
 }
 
 template <bool BNInner, int Tail>

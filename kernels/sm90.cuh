@@ -75,12 +75,23 @@ template <int Pending> QK_DEVICE void tma_store_wait_read() {
   asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(Pending) : "memory");
 }
 QK_DEVICE void tma_store_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/* Contiguous bytes, a multiple of 16, without a map. */
+QK_DEVICE void bulk_load(uint32_t dst, const void *src, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src),
+               "r"(bytes), "r"(barrier) : "memory");
+}
 /* Between ordinary writes of shared memory and a TMA or wgmma that reads them; each writer, before the barrier. */
 QK_DEVICE void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 QK_DEVICE void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
                "r"(d) : "memory");
+}
+
+QK_DEVICE float2 shared_float2(uint32_t address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
+  return v;
 }
 
 /* ---- Threads. */
@@ -108,3 +119,5 @@ QK_DEVICE void cluster_sync() {
 /* Until the kernels before this one in the stream have finished and their writes can be seen (programmatic dependent
 launch: the block may have been started early). Before the first access to global memory. */
 QK_DEVICE void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+/* Lets the next kernel of the stream start on multiprocessors as this one leaves them. */
+QK_DEVICE void start_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

@@ -9,6 +9,7 @@ time as yardsticks. Failures end the program: these are tests. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <chrono>

@@ -65,6 +65,9 @@ var rules = []rule{
 	{"", everyArch, []string{"local", "floatatomic"}},
 	{"linear_sm80_kernel", everyArch, []string{"hmma"}},
 	{"linear_sm90_kernel", hopper, []string{"hgmma", "fence"}},
+	{"attention_fwd_sm90_kernel", hopper, []string{"hgmma", "fence"}},
+	{"attention_dq_sm90_kernel", hopper, []string{"hgmma", "fence"}},
+	{"attention_dkv_sm90_kernel", hopper, []string{"hgmma", "fence"}},
 }
 
 // check returns one line for each breach.

@@ -1,0 +1,209 @@
+/* Attention backward around its products: the work lists and delta before them, the sum of partials behind them.
+
+Math    delta[h,t] = sum_d o * dO. By padded row (attention.cuh), with lse * log2(e) beside it, +infinity past a
+        segment's end: the probabilities there become zero without a branch.
+Plan    dK, dV of a tile of keys need all query rows behind it of all H/Hk query heads. An item takes some of the heads, so
+        that it costs about a fixed share of the card's work; items of a tile that was split leave f32 partials in slots,
+        which are then added in slot order: no atomics, bitwise repeatable. Items are sorted, dearest first. One block
+        makes the plan, on the device, because the segments are known only there.
+Bound   memory and latency: 10 us and 11 us of 200 at T = 2048 (H200) */
+#pragma once
+
+#include "attention.cuh"
+#include "tiles.h"
+
+/* One unit of the dK, dV kernel: query heads head .. head + heads - 1 of a kv head, on one tile of keys. */
+struct attention_dkv_item {
+  uint32_t tile;      // attention_tile, packed
+  uint16_t head, heads;
+  int32_t slot;       // of its partials; -1: it writes dK, dV itself
+  int32_t cost;       // query blocks of 64 times heads
+};
+/* A tile and kv head whose partials are to be added: slots first .. first + count - 1. */
+struct attention_sum_item {
+  uint32_t tile;
+  int32_t kv_head, first, count;
+};
+struct attention_counts {
+  int32_t tiles, dkv_items, sums, slots;
+};
+
+/* The share of one multiprocessor's work that an item of dK, dV may take, by simulated finish time over one segment at
+28/4 heads on 132 multiprocessors: 0.8 is within 2 % of the best split at T = 2048 and 4096; at 8192 whole groups are. */
+constexpr float attention_dkv_share(int T) { return T <= 6144 ? 0.8f : 1.0f; }
+
+/* Slots of partials: 1.85 a multiprocessor are needed at T = 2048, fewer elsewhere. Beyond them tiles stay whole. */
+constexpr int attention_slots_per_multiprocessor = 2;
+
+/* Where things lie in the scratch memory. */
+struct attention_work {
+  attention_counts *counts;
+  uint32_t *tiles;               // most keys first: items of dQ are these times heads
+  attention_dkv_item *unsorted, *items;
+  attention_sum_item *sums;
+  float *lse2, *delta;           // (H, padded rows)
+  float *partials;               // slots of dK (128,D), dV (128,D)
+  int max_tiles, max_slots, padded_rows;
+  int64_t bytes;
+  __host__ __device__ attention_work(char *base, int T, int S, int H, int Hk, int D, int multiprocessors) {
+    char *at = base;
+    const auto take = [&at](int64_t n) {
+      char *p = at;
+      at += (n + 255) / 256 * 256;
+      return p;
+    };
+    max_tiles = T / attention_rows + S;
+    max_slots = min(attention_slots_per_multiprocessor * multiprocessors, max_tiles * H);
+    padded_rows = max_tiles * attention_rows;
+    counts = (attention_counts *)take(sizeof(attention_counts));
+    tiles = (uint32_t *)take((int64_t)max_tiles * 4);
+    unsorted = (attention_dkv_item *)take((int64_t)max_tiles * H * sizeof(attention_dkv_item));
+    items = (attention_dkv_item *)take((int64_t)max_tiles * H * sizeof(attention_dkv_item));
+    sums = (attention_sum_item *)take((int64_t)max_tiles * Hk * sizeof(attention_sum_item));
+    lse2 = (float *)take((int64_t)H * padded_rows * 4);
+    delta = (float *)take((int64_t)H * padded_rows * 4);
+    partials = (float *)take((int64_t)max_slots * 2 * attention_rows * D * 4);
+    bytes = at - base;
+  }
+  __host__ __device__ static int min(int a, int b) { return a < b ? a : b; }
+};
+
+QK_DEVICE int attention_query_blocks(const int32_t *seg_start, attention_tile t) {
+  const int rows = __ldg(seg_start + t.segment + 1) - __ldg(seg_start + t.segment) - t.level * attention_rows;
+  return (rows + 63) / 64;
+}
+
+/* One block of 256 threads makes the plan. */
+QK_DEVICE void attention_plan(const attention_problem &p, const attention_work &w, float share, int multiprocessors) {
+  __shared__ int tiles, total, items;
+  const int thread = threadIdx.x, lane = thread % 32, group = p.H / p.Hk;
+  if (thread < 32) {
+    const int n = attention_list_tiles(w.tiles, p.seg_start, p.S, lane);
+    __syncwarp();
+    int blocks = 0;
+    for (int i = lane; i < n; i += 32) blocks += attention_query_blocks(p.seg_start, attention_unpack(w.tiles[i]));
+    blocks = __reduce_add_sync(~0u, blocks);
+    if (lane == 0) tiles = n, total = blocks;
+  }
+  __syncthreads();
+
+  // Each lane of one warp splits the heads of a tile and finds, by a scan over the lanes, where its items begin.
+  if (thread < 32) {
+    const float limit = fmaxf(1, share * p.H * total / multiprocessors);
+    int next_item = 0, next_slot = 0, next_sum = 0;
+    for (int first = 0; first < tiles; first += 32) {
+      const bool here = first + lane < tiles;
+      const attention_tile t = here ? attention_unpack(w.tiles[first + lane]) : attention_tile{0, 0};
+      const int blocks = here ? attention_query_blocks(p.seg_start, t) : 1;
+      const int heads = min(group, max(1, (int)(limit / blocks)));
+      int parts = here ? (group + heads - 1) / heads : 0;
+      // Slots are given in order; a tile that would pass their end stays whole, and so do those after it.
+      const auto before = [lane](int n) {
+        int sum = n;
+        for (int o = 1; o < 32; o *= 2) {
+          const int other = __shfl_up_sync(~0u, sum, o);
+          if (lane >= o) sum += other;
+        }
+        return sum - n;
+      };
+      int slots = parts > 1 ? parts * p.Hk : 0;
+      const int would = next_slot + before(slots) + slots;
+      if (would > w.max_slots) parts = min(parts, 1), slots = 0;
+      const int item = next_item + before(parts * p.Hk), slot = next_slot + before(slots), sum = next_sum + before(slots ? p.Hk : 0);
+      for (int kv = 0; kv < p.Hk && here; kv++) {
+        if (slots) w.sums[sum + kv] = {t.packed(), kv, slot + kv * parts, parts};
+        for (int part = 0; part < parts; part++) {
+          const int from = group * part / parts, to = group * (part + 1) / parts;
+          w.unsorted[item + kv * parts + part] = {t.packed(), (uint16_t)(kv * group + from), (uint16_t)(to - from),
+                                                  slots ? slot + kv * parts + part : -1, (to - from) * blocks};
+        }
+      }
+      next_item = __shfl_sync(~0u, item + parts * p.Hk, 31);
+      next_slot = __shfl_sync(~0u, slot + slots, 31);
+      next_sum = __shfl_sync(~0u, sum + (slots ? p.Hk : 0), 31);
+    }
+    if (lane == 0) items = next_item, *w.counts = {tiles, next_item, next_sum, next_slot};
+  }
+  __syncthreads();
+
+  // Rank sort: an item's place is the number of dearer ones, of equals the earlier.
+  for (int i = thread; i < items; i += blockDim.x) {
+    const int cost = w.unsorted[i].cost;
+    int rank = 0;
+    for (int j = 0; j < items; j++) {
+      const int other = w.unsorted[j].cost;
+      rank += other > cost || (other == cost && j < i);
+    }
+    w.items[rank] = w.unsorted[i];
+  }
+}
+
+/* Block 0 plans; block 1 + place * H + head makes delta and lse2 of one padded place. */
+template <int D>
+__global__ void __launch_bounds__(256) attention_bwd_plan_kernel(attention_problem p, attention_work w, float share, int multiprocessors) {
+  if (blockIdx.x == 0) return attention_plan(p, w, share, multiprocessors);
+  const int place = (blockIdx.x - 1) / p.H, head = (blockIdx.x - 1) % p.H;
+  int segment = 0;  // the last one whose first place is not behind this one
+  for (int step = 1 << 16; step; step /= 2)
+    if (segment + step < p.S && attention_place(p.seg_start, {segment + step, 0}) <= place) segment += step;
+  const int level = place - attention_place(p.seg_start, {segment, 0});
+  const int row = __ldg(p.seg_start + segment) + level * attention_rows, end = __ldg(p.seg_start + segment + 1);
+  if (row >= end) return;  // a place that no tile has
+
+  constexpr int lanes = D / 8, rows = 256 / lanes;  // 16 bytes a lane
+  const int lane = threadIdx.x % lanes;
+#pragma unroll
+  for (int r = threadIdx.x / lanes; r < attention_rows; r += rows) {
+    const bool inside = row + r < end;
+    float sum = 0;
+    if (inside) {
+      const int64_t at = ((int64_t)(row + r) * p.H + head) * D + lane * 8;
+      const uint4 o = *(const uint4 *)(p.o + at), g = *(const uint4 *)(p.d_o + at);
+      const uint32_t os[4] = {o.x, o.y, o.z, o.w}, gs[4] = {g.x, g.y, g.z, g.w};
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        const float2 x = unpack_bf16(os[i]), y = unpack_bf16(gs[i]);
+        sum += x.x * y.x + x.y * y.y;
+      }
+    }
+#pragma unroll
+    for (int o = lanes / 2; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+    if (lane == 0) {
+      const int64_t at = (int64_t)head * w.padded_rows + place * attention_rows + r;
+      w.delta[at] = sum;
+      w.lse2[at] = inside ? p.lse[(int64_t)head * p.T + row + r] * attention_log2e : INFINITY;
+    }
+  }
+}
+
+/* dK, dV of the tiles that were split: their partials in slot order, dK scaled and turned back. 16 blocks a tile, 8 rows
+each. */
+template <int D>
+__global__ void __launch_bounds__(256) attention_bwd_sum_kernel(attention_problem p, attention_work w) {
+  const float scale = rsqrtf(D);
+  const int pitch = (p.H + 2 * p.Hk) * D, work = w.counts->sums * 16;
+  for (int i = blockIdx.x; i < work; i += gridDim.x) {
+    const attention_sum_item item = w.sums[i / 16];
+    const attention_tile t = attention_unpack(item.tile);
+    const int begin = __ldg(p.seg_start + t.segment) + t.level * attention_rows, end = __ldg(p.seg_start + t.segment + 1);
+    for (int e = threadIdx.x * 4; e < 2 * 8 * D; e += blockDim.x * 4) {
+      const int value = e / (8 * D), r = i % 16 * 8 + e / D % 8, c = e % D, row = begin + r;
+      if (row >= end) continue;
+      float4 sum = {0, 0, 0, 0};
+      for (int s = item.first; s < item.first + item.count; s++) {
+        const float4 x = *(const float4 *)(w.partials + ((int64_t)s * 2 + value) * attention_rows * D + r * D + c);
+        sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
+      }
+      if (!value) {
+        sum.x *= scale, sum.y *= scale, sum.z *= scale, sum.w *= scale;
+        if (p.rope.cos) {
+          const int position = __ldg(p.rope.pos + row);
+          rope_rotate_back(p.rope, position, c, sum.x, sum.y);
+          rope_rotate_back(p.rope, position, c + 2, sum.z, sum.w);
+        }
+      }
+      bf16 *out = p.dqkv + (int64_t)row * pitch + (p.H + (value ? p.Hk : 0) + item.kv_head) * D + c;
+      *(uint2 *)out = make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
+    }
+  }
+}
