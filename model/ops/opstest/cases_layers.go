@@ -161,13 +161,12 @@ func linearCases() []Case {
 }
 
 type attentionCase struct {
-	m     modelShape
-	T, S  int
-	a     adapters // of o
-	qkv   adapters // of q, k, v: backward
-	keep  bool     // lse
-	rope  bool     // backward
-	sizes Size
+	m    modelShape
+	T, S int
+	a    adapters // of o
+	qkv  adapters // of q, k, v: backward
+	keep bool     // lse
+	rope bool     // backward
 }
 
 // causal is the query-key pairs of a batch.

@@ -12,7 +12,6 @@ type decoder struct {
 	r      *rig
 	m      modelShape
 	embeds bool // x0 comes of the ids; else it is a variable
-	keep   bool // training: what the backward needs, and labels
 
 	x          []ops.Tensor // residual stream into each layer, and out of the last
 	layers     []decoderLayer
