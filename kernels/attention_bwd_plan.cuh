@@ -89,7 +89,8 @@ QK_DEVICE void attention_plan(const attention_problem &p, const attention_work &
 
   // Each lane of one warp splits the heads of a tile and finds, by a scan over the lanes, where its items begin.
   if (thread < 32) {
-    const float limit = fmaxf(1, share * p.H * total / multiprocessors);
+    // An item costs 3 query blocks before its first: 8 at least.
+    const float limit = fmaxf(8, share * p.H * total / multiprocessors);
     int next_item = 0, next_slot = 0, next_sum = 0;
     for (int first = 0; first < tiles; first += 32) {
       const bool here = first + lane < tiles;
