@@ -140,9 +140,10 @@ func (m *Matrix) fewRows(y []float32, ldy int, x []float32, ldx, M int, add bool
 	}
 	panels := ceilDiv(m.N, kr.nr)
 	_, most := wide(byRows, M, panels)
-	width := ceilDiv(panelsPerTask(panels, 1), most) * most
+	cores := coresFor(8 * m.N * m.K) // reading a value takes as long as some eight multiply-adds
+	width := ceilDiv(panelsPerTask(panels, 1, cores), most) * most
 	ps := uintptr(m.kPad * kr.nr * size)
-	parallel(ceilDiv(panels, width), M*m.N*m.K, func(task int, s *scratch) {
+	parallel(ceilDiv(panels, width), cores, func(task int, s *scratch) {
 		end := min((task+1)*width, panels)
 		for p := task * width; p < end; {
 			kernel, count := wide(byRows, M, min(end, m.N/kr.nr)-p)

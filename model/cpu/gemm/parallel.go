@@ -22,16 +22,19 @@ type scratch struct {
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// worthGoroutine is the number of multiply-adds from which another goroutine is worth waking: some microseconds.
-const worthGoroutine = 1 << 16
+// worthCore is the number of multiply-adds from which another core is worth it: some 20 microseconds. Cutting a product
+// costs too: each piece brings its operands into panels anew.
+const worthCore = 1 << 20
 
-// parallel runs work for each task in [0, tasks), on up to GOMAXPROCS goroutines, the caller's among them, fewer when
-// the multiply-adds of all tasks are few. Which goroutine runs a task does not change a result: tasks write to
-// different places.
-func parallel(tasks, multiplyAdds int, work func(task int, s *scratch)) {
+// coresFor is the number of cores that a product of so many multiply-adds is cut for.
+func coresFor(multiplyAdds int) int { return min(runtime.GOMAXPROCS(0), 1+multiplyAdds/worthCore) }
+
+// parallel runs work for each task in [0, tasks), on up to cores goroutines, the caller's among them. Which goroutine
+// runs a task does not change a result: tasks write to different places.
+func parallel(tasks, cores int, work func(task int, s *scratch)) {
 	j := &job{tasks: int64(tasks), work: work}
 	j.left.Add(tasks)
-	for range min(runtime.GOMAXPROCS(0), tasks, 1+multiplyAdds/worthGoroutine) - 1 {
+	for range min(cores, tasks) - 1 {
 		go j.help()
 	}
 	j.help()

@@ -2,7 +2,6 @@ package gemm
 
 import (
 	"fmt"
-	"runtime"
 	"unsafe"
 )
 
@@ -26,11 +25,12 @@ func (p *product) run(kr *kernels) {
 		return
 	}
 	panels := ceilDiv(p.n, kr.nr)
-	rows := rowsPerTask(p.m, panels, kr.mr)
+	cores := coresFor(p.m * p.n * p.k)
+	rows := rowsPerTask(p.m, panels, kr.mr, cores)
 	rowTasks := ceilDiv(p.m, rows)
-	width := panelsPerTask(panels, rowTasks)
+	width := panelsPerTask(panels, rowTasks, cores)
 	panelTasks := ceilDiv(panels, width)
-	parallel(rowTasks*panelTasks, p.m*p.n*p.k, func(task int, s *scratch) {
+	parallel(rowTasks*panelTasks, cores, func(task int, s *scratch) {
 		row, panel := task/panelTasks*rows, task%panelTasks*width
 		p.block(kr, s, row, min(row+rows, p.m), panel, min(panel+width, panels))
 	})
@@ -118,14 +118,20 @@ func storeEdge(to, from []float32, add bool) {
 }
 
 // rowsPerTask cuts m rows into even blocks, few enough panels giving more blocks, so that every core has work.
-func rowsPerTask(m, panels, mr int) int {
-	blocks := max(ceilDiv(m, rowBlock), ceilDiv(4*runtime.GOMAXPROCS(0), panels))
+func rowsPerTask(m, panels, mr, cores int) int {
+	blocks := ceilDiv(m, rowBlock)
+	if cores > 1 {
+		blocks = max(blocks, ceilDiv(4*cores, panels))
+	}
 	return ceilDiv(ceilDiv(m, blocks), mr) * mr
 }
 
 // panelsPerTask makes runs of up to 8 panels, shorter where there would be too few tasks to share evenly.
-func panelsPerTask(panels, rowTasks int) int {
-	return min(8, max(1, panels*rowTasks/(8*runtime.GOMAXPROCS(0))))
+func panelsPerTask(panels, rowTasks, cores int) int {
+	if cores == 1 {
+		return panels
+	}
+	return min(8, max(1, panels*rowTasks/(8*cores)))
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
