@@ -1,6 +1,6 @@
 // Command mutants proves that the conformance tests of a backend can fail. It turns the first `+=` of a
-// function into `-=` (where there is none, another operator on floating-point numbers into its
-// opposite), runs the tests over the changed source (go build's -overlay: no file is touched), and
+// function into `-=` (where there is none, another operator on floating-point numbers, or a constant
+// it passes on, into its opposite), runs the tests over the changed source (go build's -overlay: no file is touched), and
 // demands that they fail. It goes through every function that computes a gradient and through the
 // functions of the package those call:
 //

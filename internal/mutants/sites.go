@@ -23,15 +23,12 @@ type site struct {
 	roots    []string // the functions under test from which it is reached
 }
 
-// turns are the operators looked for in a function, the first kind that occurs. All on
-// floating-point numbers: an index that goes wrong is caught by the language, not by a test.
-var turns = []struct{ from, to token.Token }{
-	{token.ADD_ASSIGN, token.SUB_ASSIGN},
-	{token.SUB_ASSIGN, token.ADD_ASSIGN},
-	{token.SUB, token.ADD},
-	{token.ADD, token.SUB},
-	{token.MUL_ASSIGN, token.QUO_ASSIGN},
-	{token.MUL, token.QUO},
+// turns are what is looked for in a function, the first that occurs: operators on floating-point
+// numbers (an index that goes wrong is caught by the language, not by a test), and for functions that
+// leave their arithmetic to others a constant they pass on: whether a product adds to what is there.
+var turns = []struct{ from, to string }{
+	{"+=", "-="}, {"-=", "+="}, {"-", "+"}, {"+", "-"}, {"*=", "/="}, {"*", "/"},
+	{"true", "false"}, {"false", "true"},
 }
 
 // function is a declaration of the package: the operator to turn in it, and whom it names.
@@ -128,19 +125,27 @@ func reach(declared map[types.Object]*function, root types.Object) []*site {
 
 func newFunction(set *token.FileSet, info *types.Info, decl *ast.FuncDecl) *function {
 	f := &function{name: decl.Name.Name}
-	first := map[token.Token]token.Pos{}
-	note := func(op token.Token, at token.Pos, operand ast.Expr) {
-		if _, known := first[op]; !known && isFloat(info.Types[operand].Type) {
-			first[op] = at
+	first := map[string]token.Pos{}
+	note := func(text string, at token.Pos) {
+		if _, known := first[text]; !known {
+			first[text] = at
 		}
 	}
 	ast.Inspect(decl.Body, func(n ast.Node) bool {
 		switch n := n.(type) {
 		case *ast.AssignStmt:
-			note(n.Tok, n.TokPos, n.Lhs[0])
+			if isFloat(info.Types[n.Lhs[0]].Type) {
+				note(n.Tok.String(), n.TokPos)
+			}
 		case *ast.BinaryExpr:
-			if info.Types[n].Value == nil { // not a constant
-				note(n.Op, n.OpPos, n)
+			if v := info.Types[n]; v.Value == nil && isFloat(v.Type) {
+				note(n.Op.String(), n.OpPos)
+			}
+		case *ast.CallExpr:
+			for _, arg := range n.Args {
+				if x, ok := arg.(*ast.Ident); ok && (info.Uses[x] == types.Universe.Lookup("true") || info.Uses[x] == types.Universe.Lookup("false")) {
+					note(x.Name, x.Pos())
+				}
 			}
 		case *ast.Ident:
 			if o, ok := info.Uses[n].(*types.Func); ok {
@@ -152,7 +157,7 @@ func newFunction(set *token.FileSet, info *types.Info, decl *ast.FuncDecl) *func
 	for _, t := range turns {
 		if at, ok := first[t.from]; ok {
 			p := set.Position(at)
-			f.first = &site{file: p.Filename, line: p.Line, offset: p.Offset, from: t.from.String(), to: t.to.String(), function: f.name}
+			f.first = &site{file: p.Filename, line: p.Line, offset: p.Offset, from: t.from, to: t.to, function: f.name}
 			break
 		}
 	}

@@ -21,7 +21,7 @@ func (b *B[T]) NormBack(x []T) {
 	for i := 0; i < len(x); i += 2 {
 		x[i] = helper(x)
 	}
-	b.other(x)
+	b.other(x, true)
 	norm := math.Abs(2)
 	_ = norm
 }
@@ -36,7 +36,7 @@ func helper[T float](x []T) (s T) {
 	return s
 }
 
-func (b *B[T]) other(x []T) { f := deep[T]; f(x) }
+func (b *B[T]) other(x []T, _ bool) { f := deep[T]; f(x) }
 
 func deep[T float](x []T) { x[0] = 3 - x[1]*2 }
 
@@ -63,8 +63,8 @@ func TestFindSites(t *testing.T) {
 		}
 		got += fmt.Sprintln(s.line, s.function, s.from, s.to, s.roots)
 	}
-	// neither integers, nor a second +=, nor a variable with a function's name, nor an unexported root
-	if want := "22 helper += -= [NormBack]\n30 deep - + [NormBack]\n"; got != want {
+	// neither integers, nor a second +=, nor a function of another package, nor an unexported root
+	if want := "13 NormBack true false [NormBack]\n22 helper += -= [NormBack]\n30 deep - + [NormBack]\n"; got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 	if strings.Join(bare, " ") != "CopyBack" {
