@@ -251,7 +251,7 @@ func TestLoadRefuses(t *testing.T) {
 		damage func(t *testing.T, dir string)
 		err    string
 	}{
-		{"rank", change(`"r": 8`, `"r": 4`), "[4 160]"},
+		{"rank", change(`"r": 8`, `"r": 4`), "make it [4 64]"},
 		{"alpha", change(`"lora_alpha": 32`, `"lora_alpha": -1`), "alpha"},
 		{"alpha NaN", change(`"lora_alpha": 32`, `"lora_alpha": NaN`), "byte"},
 		{"dora", change(`"use_dora": false`, `"use_dora": true`), "use_dora"},

@@ -1,0 +1,158 @@
+package infer_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"qlora/model/cpu"
+	"qlora/model/infer"
+	"qlora/model/ops"
+	"qlora/model/qwen2"
+	"qlora/model/weights"
+)
+
+const sequences, positions = 3, 64
+
+// generator is one on the mini golden model, whose batches hold at most room tokens.
+func generator(t *testing.T, room int) *infer.Generator {
+	t.Helper()
+	src, err := weights.Open(filepath.Join("..", "..", "testdata", "golden", "models", "mini"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer src.Close()
+	b := cpu.New[float32]()
+	t.Cleanup(func() { b.Close() })
+	m, err := qwen2.Build(b, src, qwen2.Options{DType: ops.F32, MaxT: room, MaxS: sequences, MaxN: sequences, Sequences: sequences, Context: positions})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return infer.New(b, m, sequences, positions)
+}
+
+var prompts = [][]int32{{494, 262, 70}, {446, 398, 244, 135, 178, 214, 348, 340, 507, 270, 488, 343}, {249, 108, 415, 38, 7}}
+
+func ids(answers []infer.Answer) [][]int32 {
+	var all [][]int32
+	for _, a := range answers {
+		all = append(all, a.IDs)
+	}
+	return all
+}
+
+func equal(a, b [][]int32) bool { return slices.EqualFunc(a, b, slices.Equal[[]int32]) }
+
+// However prompts are cut into batches, together or alone, the answers are the same.
+func TestAnswersDoNotDependOnBatching(t *testing.T) {
+	o := infer.Options{MaxNewTokens: 12, RepetitionPenalty: 1.3}
+	whole, err := generator(t, 64).Generate(t.Context(), prompts, o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, room := range []int{3, 4, 7, 19} {
+		got, err := generator(t, room).Generate(t.Context(), prompts, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !equal(ids(got), ids(whole)) {
+			t.Errorf("batches of %d tokens: %v, want %v", room, ids(got), ids(whole))
+		}
+	}
+	g := generator(t, 64)
+	for i, p := range prompts {
+		g.Reset()
+		got, err := g.Generate(t.Context(), [][]int32{p}, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(got[0].IDs, whole[i].IDs) {
+			t.Errorf("prompt %d alone: %v, together %v", i, got[0].IDs, whole[i].IDs)
+		}
+	}
+}
+
+// A turn that goes on from what is cached answers as one that starts afresh.
+func TestCachedTurns(t *testing.T) {
+	o := infer.Options{MaxNewTokens: 5}
+	g := generator(t, 64)
+	first, err := g.Generate(t.Context(), prompts[:1], o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := append(slices.Concat(prompts[0], first[0].IDs), 17, 23, 5)
+	for _, prompt := range [][]int32{next, next[:5], next} {
+		cached, err := g.Generate(t.Context(), [][]int32{prompt}, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fresh, err := generator(t, 64).Generate(t.Context(), [][]int32{prompt}, o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(cached[0].IDs, fresh[0].IDs) {
+			t.Errorf("after a cached turn %v, afresh %v", cached[0].IDs, fresh[0].IDs)
+		}
+	}
+}
+
+func TestEnds(t *testing.T) {
+	g := generator(t, 64)
+	all, err := g.Generate(t.Context(), prompts[1:2], infer.Options{}, nil) // until the context is full
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(prompts[1]) + len(all[0].IDs); n != positions || all[0].Reason != infer.Length {
+		t.Errorf("%d tokens of %d, %s", n, positions, all[0].Reason)
+	}
+	var seen []int32
+	stop := all[0].IDs[3]
+	cut := slices.Index(all[0].IDs, stop)
+	g.Reset()
+	some, err := g.Generate(t.Context(), prompts[1:2], infer.Options{StopIDs: []int32{stop}}, func(_ int, id int32) { seen = append(seen, id) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if some[0].Reason != infer.Stop || !slices.Equal(some[0].IDs, all[0].IDs[:cut]) || !slices.Equal(seen, some[0].IDs) {
+		t.Errorf("stop at %d: %v %s, streamed %v; want %v", stop, some[0].IDs, some[0].Reason, seen, all[0].IDs[:cut])
+	}
+}
+
+func TestSamplingIsSeeded(t *testing.T) {
+	o := infer.Options{MaxNewTokens: 20, Temperature: 1.5, TopK: 50, TopP: 0.95, Seed: 1}
+	var all [][]int32
+	for _, seed := range []uint32{1, 1, 2} {
+		o.Seed = seed
+		a, err := generator(t, 64).Generate(t.Context(), prompts[:1], o, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, a[0].IDs)
+	}
+	if !slices.Equal(all[0], all[1]) || slices.Equal(all[0], all[2]) {
+		t.Errorf("seeds 1, 1, 2 gave %v", all)
+	}
+}
+
+func TestPromptsThatCannotBeAnswered(t *testing.T) {
+	g := generator(t, 64)
+	long := make([]int32, positions)
+	for name, p := range map[string][][]int32{"no room": {long}, "no tokens": {{}}, "4 prompts for 3": {{1}, {1}, {1}, {1}}} {
+		if _, err := g.Generate(t.Context(), p, infer.Options{MaxNewTokens: 1}, nil); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	n := 0
+	a, err := g.Generate(ctx, prompts[:1], infer.Options{}, func(int, int32) {
+		if n++; n == 4 {
+			cancel()
+		}
+	})
+	if !errors.Is(err, context.Canceled) || len(a[0].IDs) != 4 {
+		t.Errorf("cancelled after 4 tokens: %v, %v", a, err)
+	}
+}
