@@ -52,7 +52,19 @@ typedef struct qk_batch {
   uint32_t seed, step;
 } qk_batch;
 
-enum { QK_MAX_MODULES = 3 }; /* q, k, v */
+typedef struct qk_heads {
+  int32_t H, Hk, D;
+} qk_heads;
+
+/* Storage types, numbered as model/ops DType. */
+enum { QK_F32 = 1, QK_BF16 = 2 };
+
+/* Kinds of fused weights, numbered as model/ops WeightKind, and how their output rows lie here (layout.cuh):
+ * plain as they are; QKV with the rows of each head of q and k permuted 0, D/2, 1, D/2+1, ... so that rope pairs lie
+ * side by side; GateUp gate and then up. */
+enum { QK_PLAIN = 0, QK_QKV = 1, QK_GATE_UP = 2 };
+
+enum { QK_MAX_MODULES = 3, QK_MAX_RANK = 64 }; /* q, k, v */
 
 /* One module of a LoRA: model/ops Module. Rows and columns are those in the fused weight and in u. */
 typedef struct qk_module {
@@ -64,27 +76,28 @@ typedef struct qk_module {
   qk_ptr a, b, da, db;    /* float32 (R,in), (rows,R) and gradients */
 } qk_module;
 
-/* The adapters on one fused weight. pack_a: bf16 (Rt,in). pack_b: bf16 (out,Rt), block diagonal, in the
- * weight's own row order: the K tail of the product. */
+/* The adapters on one fused weight, all bf16 packs in the weight's own row order, written by qk_lora_pack: pack_a (Rt,in);
+ * pack_b (out,Rt), block diagonal, the K tail of the product; pack_bt, module after module B' (R, rows of its part), 0
+ * where no gradient passes (inference). Limits of every launcher that takes one: in, out and each part divisible by 8, R at
+ * most QK_MAX_RANK. h is read for QKV alone. */
 typedef struct qk_lora {
   int32_t n, rank; /* modules; Rt */
   int32_t in, out;
-  qk_ptr pack_a, pack_b;
+  int32_t kind;
+  qk_heads h;
+  qk_ptr pack_a, pack_b, pack_bt;
   qk_module m[QK_MAX_MODULES];
 } qk_lora;
 
-typedef struct qk_heads {
-  int32_t H, Hk, D;
-} qk_heads;
-
 /* ---- forward ------------------------------------------------------------------------------------ */
 
-/* x (T,C) = table[ids]; table bf16 (V,C). */
+/* x (T,C) = table[ids]; table bf16 (V,C). Limits: C % 8 == 0. */
 qk_status qk_embed(qk_ptr x, qk_ptr table, const qk_batch *b, int32_t C, qk_stream s);
 
-/* rho (T) = 1/sqrt(mean(x^2)+eps), xn (T,C) = x*rho*w, u (T,Rt) bf16 = s*dropout(xn)*A'. rho, u, l optional. */
-qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, qk_ptr w, float eps, const qk_lora *l,
-                         const qk_batch *b, int32_t C, qk_stream s, int32_t variant);
+/* rho (T) = 1/sqrt(mean(x^2)+eps), xn (T,C) = x*rho*w, u (T,Rt) bf16 = s*dropout(xn)*A'. rho, u, l optional. w (C) is of
+ * type w_type, QK_F32 or QK_BF16. Limits: C % 8 == 0. */
+qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, qk_ptr w, int32_t w_type, float eps,
+                         const qk_lora *l, const qk_batch *b, int32_t C, qk_stream s);
 
 /* y (M,N) = x (M,K) * W' + bias + u (M,Rt) * pack_b' + residual. W bf16 (N,K); bias float32 (N), u, l,
  * residual (M,N) optional; residual may be y. kind 1 (QKV) with cos, sin float32 (P,D/2): rope on q and k, last.
@@ -102,7 +115,7 @@ qk_status qk_linear_bwd(qk_ptr dx, qk_ptr dy, qk_ptr w, int32_t M, int32_t N, in
 qk_status qk_attention_fwd(qk_ptr o, qk_ptr lse, qk_ptr u, qk_ptr qkv, qk_heads h, const qk_lora *l,
                            const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
 
-/* act (T,F) = silu(gate)*up of gateup (T,2F) in its own layout, u (T,Rt) of act's reader (optional). */
+/* act (T,F) = silu(gate)*up of gateup (T,2F) in its own layout, u (T,Rt) of act's reader (optional). Limits: F % 8 == 0. */
 qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk_lora *l, const qk_batch *b, int32_t F,
                         qk_stream s);
 
@@ -111,14 +124,17 @@ qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk_lora *l, c
 /* dx (T,C) = dres + norm'(dxn + sum mask*(du*A)); du_out (T,Rt of out) = s*dx*B. dres may be dx or absent; in,
  * du and out, du_out optional. */
 qk_status qk_rmsnorm_bwd(qk_ptr dx, qk_ptr du_out, qk_ptr dres, qk_ptr dxn, qk_ptr du, qk_ptr x, qk_ptr rho,
-                         qk_ptr w, const qk_lora *in, const qk_lora *out, const qk_batch *b, int32_t C, qk_stream s);
+                         qk_ptr w, int32_t w_type, const qk_lora *in, const qk_lora *out, const qk_batch *b, int32_t C,
+                         qk_stream s);
 
 /* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). */
 qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
                            qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
                            const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
 
-/* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. */
+/* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. Any work_bytes from that of 256
+ * tokens on will do: the bits are the same. */
+int64_t qk_swiglu_bwd_work(int32_t T, int32_t F, int32_t rank_down, int32_t rank_gu);
 qk_status qk_swiglu_bwd(qk_ptr gateup, qk_ptr du_gu, qk_ptr dact, qk_ptr du_down, qk_ptr u_gu, const qk_lora *down,
                         const qk_lora *gu, const qk_batch *b, int32_t F, qk_ptr work, int64_t work_bytes,
                         qk_stream s);
@@ -129,18 +145,24 @@ typedef struct qk_grad_job {
   qk_ptr wide, low;
 } qk_grad_job;
 
-/* Adds to dA or dB of each job, tokens in fixed blocks of 256 summed in index order. One launch. */
+/* Adds to dA or dB of each job, tokens in fixed blocks of 256 summed in index order. columns: those of wide, over all
+ * jobs; rank: the largest Rt. Any work_bytes from that of 256 tokens on will do: the bits are the same. */
+int64_t qk_lora_grad_work(int32_t T, int64_t columns, int32_t rank);
 qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk_ptr work, int64_t work_bytes,
                        qk_stream s);
 
-/* bf16 pack_a, pack_b of a LoRA from float32 a, b. kind, h: the row order of the weight. */
-qk_status qk_lora_pack(const qk_lora *l, int32_t kind, qk_heads h, qk_stream s);
+/* pack_a, pack_b, pack_bt of a LoRA from float32 a, b. */
+qk_status qk_lora_pack(const qk_lora *l, qk_stream s);
 
-/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). */
+/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). hit is 1 where no other
+ * logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks
+ * are then shorter, and slower below 1024. */
+int64_t qk_head_loss_work(int32_t N, int32_t C, int32_t V);
 qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C,
                        int32_t V, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
 
 /* norm (2) float32: the L2 norm of grads (n), and how many of them are not finite. */
+int64_t qk_grad_norm_work(int64_t n);
 qk_status qk_grad_norm(qk_ptr norm, qk_ptr grads, int64_t n, qk_ptr work, int64_t work_bytes, qk_stream s);
 
 typedef struct qk_adamw_group {
@@ -148,25 +170,28 @@ typedef struct qk_adamw_group {
   double lr, weight_decay;
 } qk_adamw_group;
 
-/* One AdamW step; nothing is written where norm[0] is not finite. */
+/* One AdamW step; nothing is written where norm[0] is not finite. The groups' lengths add up to n. */
 qk_status qk_adamw(qk_ptr params, qk_ptr m, qk_ptr v, qk_ptr grads, qk_ptr norm, int64_t n,
-                   const qk_adamw_group *groups, int32_t n_groups, int32_t step, float beta1, float beta2, float eps,
-                   float max_norm, qk_stream s);
+                   const qk_adamw_group *groups, int32_t n_groups, int32_t step, double beta1, double beta2, double eps,
+                   double max_norm, qk_stream s);
 
 /* ---- inference ---------------------------------------------------------------------------------- */
 
-/* logits (N,V) float32 of the batch's rows of xn. */
-qk_status qk_logits(qk_ptr logits, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C, int32_t V, qk_ptr work,
-                    int64_t work_bytes, qk_stream s, int32_t variant);
+/* logits (N,V) float32 of the batch's rows of xn. Limits: C % 8 == 0. */
+qk_status qk_logits(qk_ptr logits, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C, int32_t V, qk_stream s);
 
-/* kl (N) float32 = KL(softmax(base*W') || softmax(tuned*W')) in nats. */
+/* kl (N) float32 = KL(softmax(base*W') || softmax(tuned*W')) in nats. Limits: C % 8 == 0. The work of fewer rows than N
+ * will do. */
+int64_t qk_kl_work(int32_t N, int32_t V);
 qk_status qk_kl(qk_ptr kl, qk_ptr base, qk_ptr tuned, qk_ptr head, const qk_batch *b, int32_t C, int32_t V,
-                qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+                qk_ptr work, int64_t work_bytes, qk_stream s);
 
 /* k, v of each token to (sample, pos) of the cache (sequences, cap, Hk*D). */
 qk_status qk_store_kv(qk_ptr k, qk_ptr v, qk_ptr qkv, qk_heads h, int32_t cap, const qk_batch *b, qk_stream s);
 
-/* Each token attends to cached positions 0..pos of its sequence. */
+/* o (T,H*D), u (T,Rt) (optional): each token attends to cached positions 0..pos of its sequence. Limits: D 64 or 128, H % Hk
+ * == 0. The work of one token will do; that of all is one launch. */
+int64_t qk_decode_attention_work(int32_t T, qk_heads h, int32_t cap);
 qk_status qk_decode_attention(qk_ptr o, qk_ptr u, qk_ptr qkv, qk_ptr k, qk_ptr v, qk_heads h, int32_t cap,
                               const qk_lora *l, const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s);
 
@@ -176,12 +201,17 @@ typedef struct qk_sampling {
   uint32_t seed, step;
 } qk_sampling;
 
-/* next (n) int32 from logits (n,V). context int32 (n,context_cap), context_len (n), sequence (n). */
+/* next (n) int32 from logits (n,V) float32. context int32 (n,context_cap), context_len (n), sequence (n) uint32; the
+ * first two are read for a repetition penalty alone, sequence for a temperature above 0. next is -1 for a row that has no
+ * finite largest logit: the model's output is broken. */
+int64_t qk_sample_work(int32_t n, int32_t V);
 qk_status qk_sample(qk_ptr next, qk_ptr logits, qk_ptr context, qk_ptr context_len, qk_ptr sequence,
                     const qk_sampling *a, int32_t n, int32_t V, int32_t context_cap, qk_ptr work, int64_t work_bytes,
                     qk_stream s);
 
-/* bitsandbytes' NF4, blocks of 64; absmax uint8 with nested, offset, or float32 with nested = offset = 0. */
+/* bitsandbytes' NF4, blocks of 64; absmax uint8 with nested, offset, or float32 with nested = offset = 0. src, dst (n)
+ * bf16. The work is needed for the former alone. */
+int64_t qk_nf4_quant_work(int64_t n);
 qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, qk_ptr src, int64_t n, qk_ptr work,
                        int64_t work_bytes, qk_stream s);
 qk_status qk_nf4_dequant(qk_ptr dst, qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, int64_t n,

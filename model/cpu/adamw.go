@@ -60,7 +60,7 @@ func (b *Backend[T]) AdamW(params, m, v, grads, norm ops.Tensor, a ops.AdamWArgs
 		clip = min(1, T(a.MaxNorm)/(size+1e-6))
 	}
 	p, ms, vs, g := b.inout(params), b.inout(m), b.inout(v), b.in(grads)
-	beta1, beta2 := float64(a.Beta1), float64(a.Beta2)
+	beta1, beta2 := a.Beta1, a.Beta2
 	for _, group := range a.Groups {
 		e := adamW[T]{
 			clip: clip, beta2: T(beta2), rest1: T(1 - beta1), rest2: T(1 - beta2), eps: T(a.Eps),

@@ -65,7 +65,8 @@ type Epilogue struct {
 	Rope     *Rope  // rotate q and k of a QKV weight, after bias and LoRA
 }
 
-// Layers is the forward of a decoder layer.
+// Layers is the forward of a decoder layer. What an op derives from its own output (u, du, hits of a
+// threshold) it derives from the values as stored, after rounding.
 type Layers interface {
 	// Embed writes x[t] = table[ids[t]].
 	Embed(x Tensor, table Weight, b *Batch)
@@ -151,9 +152,9 @@ const (
 // AdamWArgs are the constants of one optimizer step.
 type AdamWArgs struct {
 	Step         int // 1-based, for bias correction
-	Beta1, Beta2 float32
-	Eps          float32
-	MaxNorm      float32   // 0: no clipping
+	Beta1, Beta2 float64
+	Eps          float64
+	MaxNorm      float64   // 0: no clipping
 	Groups       []LRGroup // cover the flat parameters in order
 }
 
@@ -179,7 +180,9 @@ type Inference interface {
 
 	// Sample writes next (N) int32, one id for each row of logits, by the stages of transformers:
 	// repetition penalty, temperature, top-k, top-p, then the draw of SampleUniform. Temperature 0
-	// takes the largest logit, the lowest id of equals.
+	// takes the largest logit, the lowest id of equals. The id drawn is the first, in ascending order, at
+	// which the sum of probabilities exceeds the uniform number; top-k keeps all that equal the k-th, and
+	// of equals top-p drops the lower ids first.
 	Sample(next, logits Tensor, a SampleArgs)
 
 	// QuantNF4 and DequantNF4 convert to and from bitsandbytes' NF4 (Dettmers et al., QLoRA, 2023).

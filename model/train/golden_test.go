@@ -353,10 +353,10 @@ func maps(m map[string][]float32) map[string][]float32 {
 type trace struct {
 	Hyper struct {
 		Base        string     `json:"base"`
-		Betas       [2]float32 `json:"betas"`
-		Eps         float32    `json:"eps"`
+		Betas       [2]float64 `json:"betas"`
+		Eps         float64    `json:"eps"`
 		LR          float64    `json:"lr"`
-		MaxGradNorm float32    `json:"max_grad_norm"`
+		MaxGradNorm float64    `json:"max_grad_norm"`
 		Steps       int        `json:"steps"`
 		Warmup      int        `json:"warmup_steps"`
 		WeightDecay float64    `json:"weight_decay"`

@@ -110,7 +110,7 @@ func (r *Run) update(step int, lr float64) (float64, error) {
 	m, o := r.Model, r.Options
 	r.Backend.GradNorm(m.Norm, m.Grads)
 	r.Backend.AdamW(m.Params, m.Moment1, m.Moment2, m.Grads, m.Norm, ops.AdamWArgs{
-		Step: step, Beta1: float32(o.Beta1), Beta2: float32(o.Beta2), Eps: float32(o.Eps), MaxNorm: float32(o.MaxGradNorm),
+		Step: step, Beta1: o.Beta1, Beta2: o.Beta2, Eps: o.Eps, MaxNorm: o.MaxGradNorm,
 		Groups: r.Set.Groups(lr, o.WeightDecay, o.LRRatio)})
 	m.ParamsChanged()
 	norm, err := ops.ReadF32(r.Backend, m.Norm)

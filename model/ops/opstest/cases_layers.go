@@ -213,7 +213,7 @@ func attentionCases() []Case {
 	for _, k := range attentionShapes() {
 		host := batch(k.T, k.S, 0, 9)
 		h, narrow := k.m.h, k.m.h.H*k.m.h.D
-		c := newCase("Attention", sizeOf(k.T, k.wide()), k.m, host, k.a.rank(), "heads %d/%d D%d %v lse %v", h.H, h.Hk, h.D, k.a, k.keep)
+		c := newCase("Attention", sizeOf(k.T, k.wide()), k.m, host, k.a.rank(), "heads %d:%d D%d %v lse %v", h.H, h.Hk, h.D, k.a, k.keep)
 		c.FLOPs = 4*causal(host)*float64(narrow) + product2(k.T, k.a.rank(), narrow)
 		c.Bytes = 2 * sum(k.T) * sum(k.wide(), narrow, k.a.rank())
 		c.plan.wire = func(r *rig) func() {

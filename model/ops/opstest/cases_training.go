@@ -98,7 +98,7 @@ func attentionBackCases() []Case {
 	for _, k := range attentionShapes() {
 		host := batch(k.T, k.S, 0, 9)
 		h, narrow := k.m.h, k.m.h.H*k.m.h.D
-		c := newCase("AttentionBack", sizeOf(k.T, k.wide()), k.m, host, max(k.a.rank(), k.qkv.rank()), "heads %d/%d D%d o %v qkv %v rope %v", h.H, h.Hk, h.D, k.a, k.qkv, k.rope)
+		c := newCase("AttentionBack", sizeOf(k.T, k.wide()), k.m, host, max(k.a.rank(), k.qkv.rank()), "heads %d:%d D%d o %v qkv %v rope %v", h.H, h.Hk, h.D, k.a, k.qkv, k.rope)
 		c.FLOPs = 10*causal(host)*float64(narrow) + product2(k.T, k.a.rank(), narrow) + product2(k.T, k.qkv.rank(), k.wide())
 		c.Bytes = 2 * sum(k.T) * sum(2*k.wide(), 3*narrow, k.a.rank(), k.qkv.rank())
 		c.plan.wire = func(r *rig) func() { return k.wireBack(r, host) }
@@ -310,7 +310,7 @@ func optimizerCases() []Case {
 		}
 		all = append(all, c)
 	}
-	adam := func(n, step int, maxNorm float32, groups ...ops.LRGroup) {
+	adam := func(n, step int, maxNorm float64, groups ...ops.LRGroup) {
 		c := Case{Op: "AdamW", Name: "AdamW/" + count(n), FLOPs: 12 * sum(n), Bytes: 28 * sum(n), Size: flatSize(n)}
 		c.Name += " step " + count(step) + " groups " + count(len(groups))
 		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}

@@ -261,7 +261,7 @@ func logSum(row []float64) float64 {
 func optimizerFormulas() []formula {
 	const n, steps = 50, 3
 	host, groups := batch(1, 1, 0, 9), []ops.LRGroup{{Len: 20, LR: 1e-2, WeightDecay: 0.1}, {Len: 30, LR: 3e-3}}
-	adam := func(name string, spoil func(i int) float64, maxNorm float32) formula {
+	adam := func(name string, spoil func(i int) float64, maxNorm float64) formula {
 		return formula{name, small, host, func(r *rig) (func(), func() map[string][]float64) {
 			g := normal("grads", 1)
 			p := r.updateState("params", byElement, normal("params", 1), n)
@@ -274,7 +274,7 @@ func optimizerFormulas() []formula {
 						r.b.AdamW(p, m, v, grads, norm2, ops.AdamWArgs{Step: s + 1, Beta1: 0.875, Beta2: 0.9375, Eps: 0x1p-27, MaxNorm: maxNorm, Groups: groups})
 					}
 				}, func() map[string][]float64 {
-					return adamFormula(r.byName["params"].values, r.byName["grads"].values, groups, steps, float64(maxNorm))
+					return adamFormula(r.byName["params"].values, r.byName["grads"].values, groups, steps, maxNorm)
 				}
 		}}
 	}

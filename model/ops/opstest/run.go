@@ -214,3 +214,8 @@ func (c Case) Prepare(b ops.Backend, w ops.DType) (*Prepared, error) {
 
 // Run makes the call once, without waiting for it.
 func (p *Prepared) Run() { p.r.run() }
+
+// Run holds one case on a backend to the oracle, as RunAll does.
+func (c Case) Run(under, oracle New, s Storage) error {
+	return (&suite{weight: s.Weights, store: s.Activations, first: &machine{b: under()}, other: &machine{b: under()}, oracle: &machine{b: oracle()}}).run(c)
+}
