@@ -1,6 +1,9 @@
 package cpu_test
 
 import (
+	"encoding/binary"
+	"math"
+	"strings"
 	"testing"
 
 	"qlora/model/cpu"
@@ -30,4 +33,153 @@ func TestReference(t *testing.T) { opstest.RunReference(t, oracle) }
 func TestInvariants(t *testing.T) {
 	opstest.RunInvariants(t, float, options)
 	opstest.RunInvariants(t, oracle, opstest.Options{Bitwise: true, Storage: []opstest.Storage{{Weights: ops.F32, Activations: ops.F64}}})
+}
+
+// A faulty backend is the float32 one with a fault in one op. Each fault must be seen.
+type faulty struct {
+	ops.Backend
+	scribble bool // RMSNorm writes a byte past the end of xn
+	spoil    bool // RMSNorm rounds its input
+	stale    bool // RMSNorm leaves the last element of xn as it was
+	off      bool // RMSNorm scales xn by 1.0001
+	unsteady int  // RMSNorm adds a millionth more to each call
+}
+
+func (f *faulty) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.LoRA, b *ops.Batch) {
+	last := ops.Tensor{Name: "last", DType: xn.DType, Shape: []int{1}, Buf: xn.Buf, Off: xn.Off + xn.Bytes() - xn.DType.Size()}
+	old := make([]byte, last.Bytes())
+	f.must(f.Read(old, last))
+	f.Backend.RMSNorm(xn, rho, u, x, w, eps, l, b)
+	switch {
+	case f.scribble:
+		f.must(f.Write(ops.Tensor{DType: ops.U8, Shape: []int{1}, Buf: xn.Buf, Off: xn.Off + xn.Bytes()}, []byte{0}))
+	case f.spoil:
+		f.change(x, func(v float32) float32 { return v + 1e-3 })
+	case f.stale:
+		f.must(f.Write(last, old))
+	case f.off:
+		f.change(xn, func(v float32) float32 { return v * 1.0001 })
+	case f.unsteady > 0:
+		f.unsteady++
+		f.change(xn, func(v float32) float32 { return v * (1 + float32(f.unsteady)*1e-6) })
+	}
+}
+
+func (f *faulty) change(t ops.Tensor, by func(float32) float32) {
+	raw := make([]byte, t.Bytes())
+	f.must(f.Read(raw, t))
+	for i := 0; i < len(raw); i += 4 {
+		v := math.Float32frombits(binary.LittleEndian.Uint32(raw[i:]))
+		binary.LittleEndian.PutUint32(raw[i:], math.Float32bits(by(v)))
+	}
+	f.must(f.Write(t, raw))
+}
+
+func (f *faulty) must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}
+
+func TestConformanceSeesFaults(t *testing.T) {
+	storage := opstest.Storage{Weights: ops.F32, Activations: ops.F32}
+	calls := 0
+	for _, c := range []struct {
+		fault faulty
+		want  string
+	}{
+		{faulty{}, ""},
+		{faulty{scribble: true}, "a write outside"},
+		{faulty{spoil: true}, "input x"},
+		{faulty{stale: true}, "differs between two runs"},
+		{faulty{off: true}, "NMSE"},
+		{faulty{unsteady: 1}, "differs between two runs"},
+	} {
+		under := func() ops.Backend {
+			calls++
+			f := c.fault
+			f.Backend, f.unsteady = float(), f.unsteady*calls
+			return &f
+		}
+		err := rmsnormCase(t).Run(under, oracle, storage)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: got %v, want %q", c.fault, err, c.want)
+		}
+	}
+}
+
+func rmsnormCase(t *testing.T) opstest.Case {
+	for _, c := range opstest.Cases() {
+		if c.Op == "RMSNorm" && strings.Contains(c.Name, "T31") {
+			return c
+		}
+	}
+	t.Fatal("no case of RMSNorm with 31 tokens")
+	return opstest.Case{}
+}
+
+// interleaved is the float32 backend with gate and up side by side, as a card may lay them out: the
+// cases must find that out by themselves.
+type interleaved struct{ ops.Backend }
+
+type interleavedWeight struct {
+	ops.Weight
+	spec ops.WeightSpec
+}
+
+func (w interleavedWeight) Spec() ops.WeightSpec { return w.spec }
+
+func (b interleaved) NewWeight(mem ops.Tensor, spec ops.WeightSpec, parts []ops.Source, bias []float32) (ops.Weight, error) {
+	if spec.Kind != ops.GateUp {
+		return b.Backend.NewWeight(mem, spec, parts, bias)
+	}
+	F := spec.Parts[0]
+	one := ops.Source{Name: "gate, up", Rows: 2 * F, Cols: spec.Cols, ReadF32: func(dst []float32, row, n int) error {
+		for i := range n {
+			if err := parts[(row+i)%2].ReadF32(dst[i*spec.Cols:(i+1)*spec.Cols], (row+i)/2, 1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
+	mixed := make([]float32, len(bias))
+	for i := range mixed {
+		mixed[i] = bias[i%2*F+i/2]
+	}
+	inner := spec
+	inner.Kind, inner.Parts = ops.Plain, []int{2 * F}
+	w, err := b.Backend.NewWeight(mem, inner, []ops.Source{one}, mixed)
+	return interleavedWeight{w, spec}, err
+}
+
+func (b interleaved) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoRA, e ops.Epilogue, batch *ops.Batch) {
+	if own, ok := w.(interleavedWeight); ok {
+		w = own.Weight
+	}
+	b.Backend.Linear(y, x, w, u, l, e, batch)
+}
+
+func (b interleaved) LinearBack(dx, dy ops.Tensor, w ops.Weight) {
+	if own, ok := w.(interleavedWeight); ok {
+		w = own.Weight
+	}
+	b.Backend.LinearBack(dx, dy, w)
+}
+
+func TestConformanceFindsTheLayout(t *testing.T) {
+	storage, run := opstest.Storage{Weights: ops.F32, Activations: ops.F32}, 0
+	under := func() ops.Backend { return interleaved{float()} }
+	for _, c := range opstest.Cases() {
+		fused := strings.Contains(c.Name, "tiny") && strings.Contains(c.Name, "48->160") && strings.Contains(c.Name, "no LoRA")
+		if !fused || c.Op != "Linear" && c.Op != "LinearBack" {
+			continue
+		}
+		run++
+		if err := c.Run(under, oracle, storage); err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+	}
+	if run < 2 {
+		t.Errorf("run %d cases of gate and up", run)
+	}
 }
