@@ -31,8 +31,8 @@ func RunInvariants(t *testing.T, under New, o Options) {
 	}
 }
 
-// even is a decoder's shape that every backend takes.
-var even = modelShape{name: "even", C: 128, F: 192, V: 96, h: ops.Heads{H: 4, Hk: 2, D: 64}}
+// even is a decoder's shape that every backend takes, wide enough for sums in more than one block.
+var even = modelShape{name: "even", C: 320, F: 576, V: 96, h: ops.Heads{H: 5, Hk: 1, D: 64}}
 
 var adapted = decoderLoRA{adapters{[]int{8, 4, 2}, 0.25}, adapters{[]int{8}, 0.25}, adapters{[]int{0, 8}, 0.25}, adapters{[]int{8}, 0.25}}
 
@@ -135,7 +135,16 @@ func noLeak(m *machine, s Storage, _ Options) error {
 }
 
 func packedAsAlone(m *machine, s Storage, o Options) error {
-	h := batch(137, 3, 40, even.V)
+	// the first segment of the second batch is a single token
+	for _, h := range []ops.HostBatch{batch(137, 3, 40, even.V), batch(30, 7, 12, even.V)} {
+		if err := eachAlone(m, s, o, h); err != nil {
+			return fmt.Errorf("%d tokens: %w", len(h.IDs), err)
+		}
+	}
+	return nil
+}
+
+func eachAlone(m *machine, s Storage, o Options, h ops.HostBatch) error {
 	packed, err := traceDecoder(m, s, h, adapted, false)
 	if err != nil {
 		return err
