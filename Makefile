@@ -21,7 +21,7 @@ abi:
 	$(CC) -std=c99 -Wall -Wextra -Wpedantic -Werror -Ikernels -fsyntax-only -x c kernels/api.h
 
 test: abi
-	$(GO) test ./...
+	$(GO) run ./internal/testreport ./...
 
 lint:
 	@test -z "$$(gofmt -l $(GO_FILES))" || { gofmt -l $(GO_FILES); echo "run gofmt on the files above" >&2; exit 1; }
