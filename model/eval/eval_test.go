@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"math"
 	"os"
-	"path/filepath"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/cpu"
 	"qlora/model/data"
 	"qlora/model/infer"
@@ -15,18 +15,16 @@ import (
 	"qlora/model/weights"
 )
 
-const golden = "../../testdata/golden/models/mini"
-
 func mini(t *testing.T) (ops.Backend, *qwen2.Model) {
 	t.Helper()
-	src, err := weights.Open(golden)
+	src, err := weights.Open(golden.Path(t, "models", "mini"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
 	b := cpu.New[float32]()
 	t.Cleanup(func() { b.Close() })
-	m, err := qwen2.Build(b, src, qwen2.Options{DType: ops.F32, MaxT: 80, MaxS: 8, MaxN: 80, Sequences: 2, Context: 64})
+	m, err := qwen2.Build(b, src, qwen2.Options{DType: ops.F32, MaxT: 256, MaxS: 8, MaxN: 256, Sequences: 2, Context: 64})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,7 +33,7 @@ func mini(t *testing.T) (ops.Backend, *qwen2.Model) {
 
 // The mean over three sequences is what transformers computed for them as one batch.
 func TestMeasureIsTransformersLoss(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(golden, "golden", "inputs.json"))
+	text, err := os.ReadFile(golden.Path(t, "models", "mini", "golden", "inputs.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,21 +10,14 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/ops"
 	"qlora/model/weights"
 )
 
-func golden(parts ...string) string {
-	root := os.Getenv("QLORA_GOLDEN")
-	if root == "" {
-		root = filepath.Join("..", "..", "testdata", "golden")
-	}
-	return filepath.Join(append([]string{root}, parts...)...)
-}
-
 func config(t *testing.T, model string) weights.Config {
 	t.Helper()
-	path := golden("models", model, "config.json")
+	path := golden.Path(t, "models", model, "config.json")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +32,7 @@ func config(t *testing.T, model string) weights.Config {
 // An adapter that PEFT wrote comes out of Load and Save byte for byte.
 func TestSaveWritesPEFTsBytes(t *testing.T) {
 	for _, c := range [][2]string{{"mini", "adapter_a"}, {"mini", "adapter_rslora"}, {"mini_untied", "adapter_a"}} {
-		in, out := golden("lora", c[0], c[1]), t.TempDir()
+		in, out := golden.Path(t, "lora", c[0], c[1]), t.TempDir()
 		set, params, base, err := Load(in, config(t, c[0]))
 		if err != nil {
 			t.Fatal(err)
@@ -95,13 +88,13 @@ func TestTargets(t *testing.T) {
 	base := config(t, "mini")
 	for _, c := range []struct {
 		config  Config
-		modules int
+		modules int // of a layer, or, negative, of one layer alone
 		err     string
 	}{
-		{Config{Targets: []string{AllLinear}}, 14, ""},
-		{Config{Targets: []string{"q_proj", "v_proj"}}, 4, ""},
-		{Config{Targets: []string{"self_attn.q_proj"}}, 2, ""},
-		{Config{TargetRegex: `model\.layers\.1\..*(gate|up)_proj`}, 2, ""},
+		{Config{Targets: []string{AllLinear}}, 7, ""},
+		{Config{Targets: []string{"q_proj", "v_proj"}}, 2, ""},
+		{Config{Targets: []string{"self_attn.q_proj"}}, 1, ""},
+		{Config{TargetRegex: `model\.layers\.1\..*(gate|up)_proj`}, -2, ""},
 		{Config{TargetRegex: `q_proj`}, 0, "matches no module"},
 		{Config{TargetRegex: `(`}, 0, "missing closing"},
 		{Config{Targets: []string{"query"}}, 0, "choose from q_proj, k_proj"},
@@ -118,8 +111,8 @@ func TestTargets(t *testing.T) {
 		}
 		if err != nil {
 			t.Errorf("%+v: %v", c.config, err)
-		} else if set.Modules() != c.modules {
-			t.Errorf("%+v: %d modules, want %d", c.config, set.Modules(), c.modules)
+		} else if want := max(c.modules*base.NumHiddenLayers, -c.modules); set.Modules() != want {
+			t.Errorf("%+v: %d modules, want %d", c.config, set.Modules(), want)
 		}
 	}
 }
@@ -251,7 +244,7 @@ func TestLoadRefuses(t *testing.T) {
 		damage func(t *testing.T, dir string)
 		err    string
 	}{
-		{"rank", change(`"r": 8`, `"r": 4`), "make it [4 64]"},
+		{"rank", change(`"r": 8`, `"r": 4`), "make it [4 "},
 		{"alpha", change(`"lora_alpha": 32`, `"lora_alpha": -1`), "alpha"},
 		{"alpha NaN", change(`"lora_alpha": 32`, `"lora_alpha": NaN`), "byte"},
 		{"dora", change(`"use_dora": false`, `"use_dora": true`), "use_dora"},
@@ -264,7 +257,7 @@ func TestLoadRefuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
-			if err := os.CopyFS(dir, os.DirFS(golden("lora", "mini", "adapter_a"))); err != nil {
+			if err := os.CopyFS(dir, os.DirFS(golden.Path(t, "lora", "mini", "adapter_a"))); err != nil {
 				t.Fatal(err)
 			}
 			if _, _, _, err := Load(dir, base); err != nil {
@@ -279,7 +272,7 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 func TestNaNIsRefused(t *testing.T) {
-	set, params, base, err := Load(golden("lora", "mini", "adapter_a"), config(t, "mini"))
+	set, params, base, err := Load(golden.Path(t, "lora", "mini", "adapter_a"), config(t, "mini"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -308,7 +301,7 @@ func TestBase(t *testing.T) {
 		t.Error("CheckBase accepts another base, or refuses its own")
 	}
 	dir := t.TempDir()
-	set, params, _, err := Load(golden("lora", "mini", "adapter_a"), config(t, "mini"))
+	set, params, _, err := Load(golden.Path(t, "lora", "mini", "adapter_a"), config(t, "mini"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/cpu"
 	"qlora/model/infer"
 	"qlora/model/lora"
@@ -17,18 +17,6 @@ import (
 	"qlora/model/qwen2"
 	"qlora/model/weights"
 )
-
-// The golden data is what transformers and PEFT computed (testdata/golden/README.md). QLORA_GOLDEN
-// names another set of the same layout; shapes come from its files.
-
-// golden is the path of a file or folder of the golden data.
-func golden(parts ...string) string {
-	root := os.Getenv("QLORA_GOLDEN")
-	if root == "" {
-		root = filepath.Join("..", "..", "testdata", "golden")
-	}
-	return filepath.Join(append([]string{root}, parts...)...)
-}
 
 func readJSON[T any](t *testing.T, path string) T {
 	t.Helper()
@@ -74,12 +62,10 @@ type tiny struct {
 	set *lora.Set
 }
 
-const room = 128 // tokens, sequences and positions of a tiny model's buffers
-
 // build opens a golden model; adapter is a folder of the golden data, or "".
 func build(t *testing.T, model, adapter string, o qwen2.Options) *tiny {
 	t.Helper()
-	src, err := weights.Open(golden("models", model))
+	src, err := weights.Open(golden.Path(t, "models", model))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,12 +73,12 @@ func build(t *testing.T, model, adapter string, o qwen2.Options) *tiny {
 	y := &tiny{t: t, b: cpu.New[float32]()}
 	var params []float32
 	if adapter != "" {
-		if y.set, params, _, err = lora.Load(golden(adapter), src.Config); err != nil {
+		if y.set, params, _, err = lora.Load(golden.Path(t, adapter), src.Config); err != nil {
 			t.Fatal(err)
 		}
 		o.Adapter = y.set
 	}
-	o.DType, o.MaxT, o.MaxS, o.MaxN = ops.F32, max(o.MaxT, room), room, max(o.MaxT, room)
+	o.DType, o.MaxS, o.MaxN = ops.F32, o.MaxT, o.MaxT
 	if y.m, err = qwen2.Build(y.b, src, o); err != nil {
 		t.Fatal(err)
 	}
@@ -106,8 +92,13 @@ func build(t *testing.T, model, adapter string, o qwen2.Options) *tiny {
 	return y
 }
 
-// inference is room for the logits of every token of a batch.
-var inference = qwen2.Options{Sequences: room, Context: room}
+// inference is room for the logits of every token of n.
+func inference(n int) qwen2.Options { return qwen2.Options{MaxT: n, Sequences: n, Context: n} }
+
+// training is room for a backward of n tokens.
+func training(n int) qwen2.Options { return qwen2.Options{MaxT: n, Training: true} }
+
+func tokens(seqs [][]int32) int { return len(slices.Concat(seqs...)) }
 
 // batch lays sequences end to end. Labels of -100 are not trained on; nil labels ask for every row.
 func batch(seqs, labels [][]int32) ops.HostBatch {
@@ -218,22 +209,28 @@ func within(t *testing.T, what string, err, bound float64) {
 	t.Logf("%s: %.2e (at most %.0e)", what, err, bound)
 }
 
-var tinyModels = []string{"mini", "mini_bf16", "mini_untied"}
-
 func TestGoldenLogits(t *testing.T) {
 	type inputs struct {
 		Sequences map[string][]int32 `json:"sequences"`
 	}
-	for _, name := range tinyModels {
-		y := build(t, name, "", inference)
-		in := readJSON[inputs](t, golden("models", name, "golden", "inputs.json"))
-		want := tensors(t, golden("models", name, "golden", "logits.safetensors"))
-		if len(want) == 0 {
-			t.Fatal("no golden logits")
+	compared := 0
+	for _, name := range golden.Dirs(t, "models") {
+		if !golden.Has(t, "models", name, "golden", "logits.safetensors") {
+			continue // a layout of files, tested where they are read
 		}
-		for seq, w := range want {
-			within(t, name+" "+seq, apart(y.logits(in.Sequences[seq]), w), 1e-5)
+		in := readJSON[inputs](t, golden.Path(t, "models", name, "golden", "inputs.json"))
+		longest := 0
+		for _, s := range in.Sequences {
+			longest = max(longest, len(s))
 		}
+		y := build(t, name, "", inference(longest))
+		for seq, want := range tensors(t, golden.Path(t, "models", name, "golden", "logits.safetensors")) {
+			within(t, name+" "+seq, apart(y.logits(in.Sequences[seq]), want), 1e-5)
+			compared++
+		}
+	}
+	if compared < 3 {
+		t.Errorf("%d sequences compared", compared)
 	}
 }
 
@@ -262,27 +259,50 @@ func unpadded(rows [][]int32, mask [][]int) [][]int32 {
 	return out
 }
 
+// adapters calls f for every adapter of the set, blends excepted.
+func adapters(t *testing.T, f func(model, name string)) {
+	t.Helper()
+	for _, model := range golden.Dirs(t, "lora") {
+		for _, dir := range golden.Dirs(t, "lora", model) {
+			if name, ok := strings.CutPrefix(dir, "adapter_"); ok {
+				f(model, name)
+			}
+		}
+	}
+}
+
 func TestGoldenAdapterLogits(t *testing.T) {
-	in := readJSON[loraInputs](t, golden("lora", "mini", "inputs.json"))
-	want := tensors(t, golden("lora", "mini", "logits.safetensors"))
-	for _, name := range []string{"a", "b", "rslora"} {
-		y := build(t, "mini", "lora/mini/adapter_"+name, inference)
-		within(t, "adapter "+name, apart(y.logits(in.InputIDs), want[name]), 1e-5)
+	compared := 0
+	adapters(t, func(model, name string) {
+		if !golden.Has(t, "lora", model, "logits.safetensors") {
+			return
+		}
+		compared++
+		in := readJSON[loraInputs](t, golden.Path(t, "lora", model, "inputs.json"))
+		want := tensors(t, golden.Path(t, "lora", model, "logits.safetensors"))
+		y := build(t, model, "lora/"+model+"/adapter_"+name, inference(len(in.InputIDs)))
+		within(t, model+" adapter "+name, apart(y.logits(in.InputIDs), want[name]), 1e-5)
 		y.m.UseAdapter(false)
-		within(t, "adapter off", apart(y.logits(in.InputIDs), want["base"]), 1e-5)
+		within(t, model+" adapter off", apart(y.logits(in.InputIDs), want["base"]), 1e-5)
+	})
+	if compared == 0 {
+		t.Error("no logits of adapters in the set")
 	}
 }
 
 func TestGoldenLoRAGradients(t *testing.T) {
-	cases := [][2]string{{"mini", "a"}, {"mini", "b"}, {"mini", "rslora"}, {"mini_untied", "a"}, {"mini_untied", "rslora"}}
-	for _, c := range cases {
-		model, name := c[0], c[1]
-		y := build(t, model, "lora/"+model+"/adapter_"+name, qwen2.Options{Training: true})
-		in := readJSON[loraInputs](t, golden("lora", model, "inputs.json"))
+	compared := 0
+	adapters(t, func(model, name string) {
+		if !golden.Has(t, "lora", model, "grads_"+name+".safetensors") {
+			return
+		}
+		compared++
+		in := readJSON[loraInputs](t, golden.Path(t, "lora", model, "inputs.json"))
 		seqs, labels := unpadded(in.Grad.InputIDs, in.Grad.AttentionMask), unpadded(in.Grad.Labels, in.Grad.AttentionMask)
+		y := build(t, model, "lora/"+model+"/adapter_"+name, training(tokens(seqs)))
 		loss, grads := y.gradients(1/float64(in.Grad.LabelTokens), batch(seqs, labels))
 		within(t, model+" "+name+" loss", math.Abs(loss/in.Losses[name]-1), 1e-5)
-		want := tensors(t, golden("lora", model, "grads_"+name+".safetensors"))
+		want := tensors(t, golden.Path(t, "lora", model, "grads_"+name+".safetensors"))
 		if len(want) != len(grads) {
 			t.Fatalf("%d gradients, want %d", len(grads), len(want))
 		}
@@ -291,13 +311,16 @@ func TestGoldenLoRAGradients(t *testing.T) {
 			worst = max(worst, apart(grads[tensor], w))
 		}
 		within(t, model+" "+name+" gradients", worst, 1e-5)
+	})
+	if compared == 0 {
+		t.Error("no gradients in the set")
 	}
 }
 
 // With B = 0 an adapter changes no bit.
 func TestZeroBChangesNoBit(t *testing.T) {
-	y := build(t, "mini", "lora/mini/adapter_a", inference)
-	in := readJSON[loraInputs](t, golden("lora", "mini", "inputs.json"))
+	in := readJSON[loraInputs](t, golden.Path(t, "lora", "mini", "inputs.json"))
+	y := build(t, "mini", "lora/mini/adapter_a", inference(len(in.InputIDs)))
 	y.must(ops.WriteF32(y.b, y.m.Params, y.set.Init(7)))
 	y.m.ParamsChanged()
 	with := y.logits(in.InputIDs)
@@ -312,9 +335,9 @@ func TestGoldenPacking(t *testing.T) {
 		Sequences [][]int32 `json:"sequences"`
 		Labels    [][]int32 `json:"labels"`
 	}
-	in := readJSON[inputs](t, golden("packing", "mini", "inputs.json"))
-	want := tensors(t, golden("packing", "mini", "logits.safetensors"))
-	y := build(t, "mini", "lora/mini/adapter_a", inference)
+	in := readJSON[inputs](t, golden.Path(t, "packing", "mini", "inputs.json"))
+	want := tensors(t, golden.Path(t, "packing", "mini", "logits.safetensors"))
+	y := build(t, "mini", "lora/mini/adapter_a", inference(tokens(in.Sequences)))
 	packed := y.logits(in.Sequences...)
 	within(t, "packed", apart(packed, want["adapter_a.packed"]), 1e-5)
 	var alone []float32
@@ -327,7 +350,7 @@ func TestGoldenPacking(t *testing.T) {
 		t.Error("packed logits differ in some bit from those of the sequences alone")
 	}
 
-	z := build(t, "mini", "lora/mini/adapter_a", qwen2.Options{Training: true})
+	z := build(t, "mini", "lora/mini/adapter_a", training(tokens(in.Sequences)))
 	_, together := z.gradients(0.025, batch(in.Sequences, in.Labels))
 	flat := maps(together)
 	var apartRows []ops.HostBatch
@@ -381,24 +404,29 @@ type traceBatches struct {
 
 // 32 steps of transformers' Trainer, two micro-batches each, step by step.
 func TestGoldenTraining(t *testing.T) {
-	for _, name := range []string{"mini", "mini_untied"} {
+	for _, name := range golden.Dirs(t, "train") {
 		t.Run(name, func(t *testing.T) { goldenTraining(t, name) })
 	}
 }
 
 func goldenTraining(t *testing.T, name string) {
-	tr := readJSON[trace](t, golden("train", name, "trace.json"))
-	in := readJSON[traceBatches](t, golden("train", name, "batches.json"))
-	y := build(t, tr.Hyper.Base, "train/"+name+"/adapter_init", qwen2.Options{Training: true, MaxT: 512})
-	h, m := tr.Hyper, y.m
+	tr := readJSON[trace](t, golden.Path(t, "train", name, "trace.json"))
+	in := readJSON[traceBatches](t, golden.Path(t, "train", name, "batches.json"))
+	rows := make([]ops.HostBatch, len(in.Steps))
+	longest := 0
 	for i, step := range in.Steps {
 		var seqs, labels [][]int32
 		for _, micro := range step.Micro {
 			seqs = append(seqs, unpadded(micro.InputIDs, micro.AttentionMask)...)
 			labels = append(labels, unpadded(micro.Labels, micro.AttentionMask)...)
 		}
+		rows[i], longest = batch(seqs, labels), max(longest, tokens(seqs))
+	}
+	y := build(t, tr.Hyper.Base, "train/"+name+"/adapter_init", training(longest))
+	h, m, saved := tr.Hyper, y.m, 0
+	for i, row := range rows {
 		want := tr.Trace[i]
-		loss, _ := y.gradients(1/float64(want.NumItems), batch(seqs, labels))
+		loss, _ := y.gradients(1/float64(want.NumItems), row)
 		y.b.GradNorm(m.Norm, m.Grads)
 		y.b.AdamW(m.Params, m.Moment1, m.Moment2, m.Grads, m.Norm, ops.AdamWArgs{Step: i + 1, Beta1: h.Betas[0], Beta2: h.Betas[1],
 			Eps: h.Eps, MaxNorm: h.MaxGradNorm, Groups: y.set.Groups(want.LR, h.WeightDecay, 1)})
@@ -412,14 +440,18 @@ func goldenTraining(t *testing.T, name string) {
 			t.Errorf("step %d: gradient norm %.7f, want %.7f (off by %.1e)", i+1, norm[0], want.GradNorm, e)
 		}
 		if i == 0 {
-			y.moments(golden("train", name, "adam_step1.safetensors"))
+			y.moments(golden.Path(t, "train", name, "adam_step1.safetensors"))
 		}
-		file := golden("train", name, fmt.Sprintf("adapter_step%d", i+1), lora.WeightsFile)
-		if slices.Contains([]int{2, 8, 32}, i+1) {
+		file := []string{"train", name, fmt.Sprintf("adapter_step%d", i+1), lora.WeightsFile}
+		if golden.Has(t, file...) {
+			saved++
 			params, err := ops.ReadF32(y.b, m.Params)
 			y.must(err)
-			within(t, fmt.Sprintf("adapter after step %d", i+1), byNorm(y.named(params), tensors(t, file)), 1e-4)
+			within(t, fmt.Sprintf("adapter after step %d", i+1), byNorm(y.named(params), tensors(t, golden.Path(t, file...))), 1e-4)
 		}
+	}
+	if saved < 3 {
+		t.Errorf("%d adapters compared, of steps 2, 8 and 32 at least", saved)
 	}
 }
 
@@ -452,14 +484,15 @@ func TestGoldenGreedy(t *testing.T) {
 		Prompts   [][]int32              `json:"prompts"`
 		Runs      map[string][]greedyRun `json:"runs"`
 	}
-	for _, model := range []string{"mini", "mini_untied"} {
-		in := readJSON[file](t, golden("generation", model, "greedy.json"))
+	for _, model := range golden.Dirs(t, "generation") {
+		in := readJSON[file](t, golden.Path(t, "generation", model, "greedy.json"))
+		room := tokens(in.Prompts) + in.NewTokens
 		for run, answers := range in.Runs {
 			adapter := ""
 			if run != "base" {
 				adapter = "lora/" + model + "/" + run
 			}
-			y := build(t, model, adapter, inference)
+			y := build(t, model, adapter, inference(room))
 			g := infer.New(y.b, y.m, len(in.Prompts), room)
 			got, err := g.Generate(t.Context(), in.Prompts, infer.Options{MaxNewTokens: in.NewTokens}, nil)
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/cpu"
 	"qlora/model/data"
 	"qlora/model/lora"
@@ -52,7 +53,7 @@ func options() train.Options {
 // newRun is a run on the mini model with a fresh adapter.
 func newRun(t *testing.T, dir string, o train.Options) *train.Run {
 	t.Helper()
-	src, err := weights.Open(golden("models", "mini"))
+	src, err := weights.Open(golden.Path(t, "models", "mini"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +271,7 @@ func TestSaveTotalLimitKeepsBestAndLast(t *testing.T) {
 
 // A step's gradient does not depend on how the samples are split into rows.
 func TestSplitOfAStepDoesNotMatter(t *testing.T) {
-	y := build(t, "mini", "lora/mini/adapter_a", qwen2.Options{Training: true, MaxT: 512})
+	y := build(t, "mini", "lora/mini/adapter_a", training(512))
 	step := samples(8, y.m.Config.VocabSize, 3)
 	scale := 1 / float64(data.LabelTokens(step))
 	var ids, labels [][]int32
