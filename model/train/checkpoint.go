@@ -40,7 +40,7 @@ type progress struct {
 func (r *Run) settings() (map[string]string, error) {
 	o := r.Options
 	o.LoggingSteps, o.LoggingFirstStep, o.SaveStrategy, o.SaveSteps, o.SaveTotalLimit = 0, false, "", 0, 0
-	o.EvalStrategy, o.EvalSteps = "", 0
+	o.EvalStrategy, o.EvalSteps, o.EarlyStop = "", 0, 0
 	settings := map[string]string{}
 	for name, v := range map[string]any{"training option": o, "lora option": r.Set.Config} {
 		text, err := json.Marshal(v)
@@ -64,8 +64,19 @@ func (r *Run) settings() (map[string]string, error) {
 
 func checkpointName(step int) string { return fmt.Sprintf("checkpoint-%d", step) }
 
-func (l *loop) checkpointPath(name string) string { return filepath.Join(l.Dir, name) }
-func (l *loop) checkpointDir(step int) string     { return l.checkpointPath(checkpointName(step)) }
+func (l *loop) checkpointDir(step int) string { return filepath.Join(l.Dir, checkpointName(step)) }
+
+// best is the checkpoint of the best evaluation: "" where that step has none.
+func (l *loop) best() string {
+	if l.at.Best == 0 || l.Options.SaveStrategy == Never {
+		return ""
+	}
+	dir := l.checkpointDir(l.at.Best)
+	if _, err := os.Stat(dir); err != nil && l.at.Best != l.at.Step { // the present step's is written, or about to be
+		return ""
+	}
+	return dir
+}
 
 // save writes the checkpoint of the step just done, whole or not at all, and removes those that
 // save_total_limit does not keep.
@@ -177,7 +188,7 @@ func (l *loop) prune() error {
 		if excess <= 0 {
 			break
 		}
-		if checkpointName(step) == l.at.Best {
+		if step == l.at.Best {
 			continue
 		}
 		if err := os.RemoveAll(l.checkpointDir(step)); err != nil {

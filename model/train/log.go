@@ -97,15 +97,16 @@ func lengthOfLines(data []byte, n int) int {
 	return len(data)
 }
 
-func (f *logFile) write(v any) error {
+// write adds a line, and returns it.
+func (f *logFile) write(v any) ([]byte, error) {
 	line, err := json.Marshal(v)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if _, err := f.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("writing %s: %w", f.path, err)
+		return nil, fmt.Errorf("writing %s: %w", f.path, err)
 	}
-	return nil
+	return line, nil
 }
 
 // finish writes the closing line.
@@ -115,7 +116,8 @@ func (f *logFile) finish(r Result) error {
 	if r.Best != "" {
 		last["best_model_checkpoint"], last["best_metric"] = r.Best, r.BestMetric
 	}
-	return f.write(last)
+	_, err := f.write(last)
+	return err
 }
 
 // epoch is how many epochs are done.
@@ -141,7 +143,15 @@ func (l *loop) record(r Record) error {
 	if l.Hooks.Log != nil {
 		l.Hooks.Log(r)
 	}
-	return l.log.write(r.line())
+	line, err := l.log.write(r.line())
+	if err != nil || l.events == nil {
+		return err
+	}
+	step, values, err := scalars(line)
+	if err != nil {
+		return err
+	}
+	return l.events.Scalars(step, values)
 }
 
 // clock writes a duration as "1h 2m 3s".
@@ -171,13 +181,13 @@ func (l *loop) logEvaluation(ctx context.Context) error {
 	}
 	loss, acc, seconds := sum.mean(), sum.accuracy(), time.Since(begun).Seconds()
 	l.at.Tested = l.at.Step
-	if l.at.Best == "" || loss < l.at.Metric {
-		l.at.Best, l.at.Metric = checkpointName(l.at.Step), loss
+	if metric := l.Options.metric(loss, acc); l.at.Best == 0 || l.Options.better(metric, l.at.Metric) {
+		l.at.Best, l.at.Metric = l.at.Step, metric
 	}
 	return l.record(Record{EvalLoss: &loss, EvalTokenAcc: &acc, timing: &timing{EvalSeconds: seconds, EvalPerSecond: float64(len(l.Eval)) / seconds}})
 }
 
-// trainerState is trainer_state.json, in the form transformers' Trainer writes it.
+// trainerState is trainer_state.json, with the keys of transformers' TrainerState.
 func (l *loop) trainerState() ([]byte, error) {
 	o := l.Options
 	state := map[string]any{
@@ -191,8 +201,11 @@ func (l *loop) trainerState() ([]byte, error) {
 	if l.at.History == nil {
 		state["log_history"] = []Record{}
 	}
-	if l.at.Best != "" {
-		state["best_metric"], state["best_model_checkpoint"] = l.at.Metric, l.checkpointPath(l.at.Best)
+	if l.at.Best > 0 {
+		state["best_metric"], state["best_global_step"] = l.at.Metric, l.at.Best
+	}
+	if best := l.best(); best != "" {
+		state["best_model_checkpoint"] = best
 	}
 	data, err := json.MarshalIndent(state, "", "  ")
 	return append(data, '\n'), err

@@ -7,6 +7,7 @@
 package train
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -54,6 +55,10 @@ type Options struct {
 	SaveSteps        int
 	SaveTotalLimit   int // 0: all are kept
 
+	BestMetric      string // metric_for_best_model: loss or token_acc; "" is loss
+	GreaterIsBetter bool
+	EarlyStop       int // early_stop_interval: end after so many checkpoints without a better evaluation; 0: never
+
 	Pad data.Pad // rows are rounded up to what the backend likes
 }
 
@@ -91,7 +96,8 @@ func (o Options) check() error {
 	for _, f := range []struct {
 		flag string
 		v    float64
-	}{{"weight_decay", o.WeightDecay}, {"max_grad_norm", o.MaxGradNorm}, {"warmup_steps", float64(o.WarmupSteps)}, {"save_total_limit", float64(o.SaveTotalLimit)}} {
+	}{{"weight_decay", o.WeightDecay}, {"max_grad_norm", o.MaxGradNorm}, {"warmup_steps", float64(o.WarmupSteps)}, {"save_total_limit", float64(o.SaveTotalLimit)},
+		{"early_stop_interval", float64(o.EarlyStop)}} {
 		if !(f.v >= 0) || math.IsInf(f.v, 0) {
 			return fmt.Errorf("--%s %v: must not be negative", f.flag, f.v)
 		}
@@ -105,8 +111,29 @@ func (o Options) check() error {
 	if o.SaveStrategy == Steps && o.SaveSteps < 1 {
 		return fmt.Errorf("--save_steps %d: must be at least 1", o.SaveSteps)
 	}
+	if m := o.bestMetric(); m != "loss" && m != "token_acc" {
+		return fmt.Errorf("--metric_for_best_model %s: choose loss or token_acc", m)
+	}
+	if o.EarlyStop > 0 && (o.EvalStrategy == Never || o.SaveStrategy == Never) {
+		return fmt.Errorf("--early_stop_interval %d counts checkpoints without a better evaluation, and this run has none: "+
+			"give --val_dataset or --split_dataset_ratio, and no --save_strategy no", o.EarlyStop)
+	}
 	_, err := newSchedule(o, 1)
 	return err
+}
+
+func (o Options) bestMetric() string { return cmp.Or(o.BestMetric, "loss") }
+
+// metric picks what the best evaluation is chosen by.
+func (o Options) metric(loss, accuracy float64) float64 {
+	if o.bestMetric() == "token_acc" {
+		return accuracy
+	}
+	return loss
+}
+
+func (o Options) better(a, b float64) bool {
+	return o.GreaterIsBetter && a > b || !o.GreaterIsBetter && a < b
 }
 
 // totalSteps is the number of optimizer steps of the run.
@@ -150,6 +177,8 @@ type Run struct {
 	Args    json.RawMessage // written as args.json beside every checkpoint
 	Dir     string          // the run's folder
 	Hooks   Hooks
+
+	TensorBoard bool // write event files to runs/ and draw images/
 }
 
 // Hooks report on a run as it goes. Nil ones are not called.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"qlora/internal/tfevents"
 	"qlora/model/data"
 )
 
@@ -27,7 +28,7 @@ func (e *Interrupted) Error() string {
 type Result struct {
 	Steps           int
 	Loss            float64 // of the last step
-	Last, Best      string  // checkpoints; Best is "" without evaluation
+	Last, Best      string  // checkpoints; Best is "" where the best evaluation has none
 	BestMetric      float64
 	Tokens, Labels  int
 	Seconds         float64
@@ -46,8 +47,10 @@ type position struct {
 	Norm    float64     `json:"last_grad_norm"`
 	Logged  int         `json:"logged"`    // the step logged last
 	Tested  int         `json:"evaluated"` // the step evaluated last
-	Best    string      `json:"best"`      // name of a checkpoint folder
+	Best    int         `json:"best_step"` // the step of the best evaluation; 0 before the first
 	Metric  float64     `json:"best_metric"`
+	Saved   int         `json:"saved,omitempty"` // the last step that early_stop_interval has counted
+	Stale   int         `json:"stale,omitempty"` // checkpoints since the best evaluation
 	History []Record    `json:"history"`
 }
 
@@ -63,6 +66,7 @@ type loop struct {
 	from       int // step it started from
 	fromTokens int
 	log        *logFile
+	events     *tfevents.Writer // nil without TensorBoard
 }
 
 // Start initialises the adapter, or takes it and the optimizer from a checkpoint of the same run, and
@@ -94,7 +98,18 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 		return Result{}, err
 	}
 	defer l.log.Close()
-	return l.run(ctx)
+	if r.Args != nil {
+		if err := writeFile(r.Dir, ArgsName, r.Args); err != nil {
+			return Result{}, err
+		}
+	}
+	if r.TensorBoard {
+		if err := l.openEvents(); err != nil {
+			return Result{}, err
+		}
+	}
+	result, err := l.run(ctx)
+	return result, errors.Join(err, l.closeReports())
 }
 
 func (l *loop) run(ctx context.Context) (Result, error) {
@@ -103,7 +118,7 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 			return Result{}, l.stopped(ctx, err)
 		}
 	}
-	for l.at.Step < l.total {
+	for l.at.Step < l.total && !l.stale() {
 		begun := time.Now()
 		idx := l.sampler.Next(l.Options.StepSamples)
 		step := l.at.Step + 1
@@ -122,8 +137,14 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 			return Result{}, l.stopped(ctx, err)
 		}
 	}
+	if l.at.Step < l.total {
+		l.notice("stopped after step %d of %d: no better eval_%s in %d checkpoints", l.at.Step, l.total, l.Options.bestMetric(), l.at.Stale)
+	}
 	return l.result()
 }
+
+// stale says that early_stop_interval ends the run.
+func (l *loop) stale() bool { return l.Options.EarlyStop > 0 && l.at.Stale >= l.Options.EarlyStop }
 
 // due logs, evaluates and saves where the step just done asks for it. The last step does all three.
 func (l *loop) due(ctx context.Context) error {
@@ -140,9 +161,23 @@ func (l *loop) due(ctx context.Context) error {
 		}
 	}
 	if o.SaveStrategy != Never && (last || o.SaveStrategy == Epoch && epochEnd || o.SaveStrategy == Steps && step%o.SaveSteps == 0) {
+		l.countStale()
 		return l.save()
 	}
 	return nil
+}
+
+// countStale counts the checkpoint about to be saved, if no evaluation since the last one was the best.
+func (l *loop) countStale() {
+	if l.Options.EarlyStop == 0 || l.at.Saved == l.at.Step {
+		return
+	}
+	if l.at.Best > l.at.Saved {
+		l.at.Stale = 0
+	} else {
+		l.at.Stale++
+	}
+	l.at.Saved = l.at.Step
 }
 
 // stopped is the error that ends a run. One that was cancelled first saves what is done.
@@ -177,8 +212,6 @@ func (l *loop) result() (Result, error) {
 	if l.Options.SaveStrategy != Never {
 		r.Last = l.checkpointDir(l.at.Step)
 	}
-	if l.at.Best != "" {
-		r.Best = l.checkpointPath(l.at.Best)
-	}
+	r.Best = l.best()
 	return r, l.log.finish(r)
 }
