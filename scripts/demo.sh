@@ -46,7 +46,7 @@ echo "== training on $dataset"
 t=$(clock)
 $qlora sft --model "$model" --dataset "$dataset" --output_dir "$out" \
   --lora_rank 16 --lora_alpha 32 --lora_dropout 0 --learning_rate 1e-3 --weight_decay 0 \
-  --num_train_epochs 12 --gradient_accumulation_steps 2 --logging_steps 4 | tee "$out/train.txt"
+  --num_train_epochs 10 --gradient_accumulation_steps 2 --logging_steps 4 | tee "$out/train.txt"
 train_s=$(since "$t")
 adapter=$(sed -n 's/^last_model_checkpoint: //p' "$out/train.txt")
 
