@@ -1,37 +1,50 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"qlora/model/cpu"
 	"qlora/model/ops"
 )
 
-// backendNames are the backends of this binary. This file alone names them.
-const backendNames = "cpu"
-
-// withoutCUDA says why there is no cuda backend here, and what to do.
-const withoutCUDA = "this binary was built without CUDA"
-
-const cudaFix = "build it with `make build` on a machine with the CUDA toolkit"
+// This file and backend_cuda.go alone name a backend. What is said of cuda here has two forms: backend_cuda.go in a
+// build with the tag cuda, backend_nocuda.go in one without.
 
 // openBackend opens the backend of --backend and says on standard error which it is and why. cuda
 // is never replaced by another.
-func openBackend(e *env, choice string) (ops.Backend, error) {
+func openBackend(e *env, f deviceFlags) (ops.Backend, error) {
 	why := "as --backend says"
-	switch choice {
-	case "auto":
-		why = withoutCUDA
+	switch f.Backend {
+	case "auto", "cuda":
+		b, err := openCUDA(f.SyncOps)
+		var missing *noCUDA
+		switch {
+		case err == nil:
+			if f.Backend == "auto" {
+				why = "there is a card"
+			}
+			e.logf("backend: %s (%s): %s", b.Name(), b.Describe(), why)
+			return b, nil
+		case !errors.As(err, &missing):
+			return nil, err
+		case f.Backend == "cuda":
+			return nil, usageError{fmt.Errorf("--backend cuda: %w, or say --backend cpu", err)}
+		}
+		why = missing.reason
 	case "cpu":
-	case "cuda":
-		return nil, usageError{fmt.Errorf("--backend cuda: %s: %s, or say --backend cpu", withoutCUDA, cudaFix)}
 	default:
-		return nil, usageError{fmt.Errorf("--backend %s: choose auto, cuda or cpu", choice)}
+		return nil, usageError{fmt.Errorf("--backend %s: choose auto, cuda or cpu", f.Backend)}
 	}
 	b := cpu.New[float32]()
 	e.logf("backend: %s (%s): %s", b.Name(), b.Describe(), why)
 	return withinMemory{b}, nil
 }
+
+// noCUDA is why there is no cuda backend, and what to do.
+type noCUDA struct{ reason, fix string }
+
+func (e *noCUDA) Error() string { return e.reason + ": " + e.fix }
 
 // withinMemory refuses an arena larger than the memory there is, before anything is loaded into it.
 type withinMemory struct{ ops.Backend }

@@ -44,7 +44,8 @@ type finding struct {
 }
 
 func (c *doctorCmd) Run(e *env) error {
-	findings := []finding{checkCPU(), checkKernels(), checkCores(), checkMemory(), checkCUDA(), checkOutput(c.OutputDir)}
+	findings := []finding{checkCPU(), checkKernels(), checkCores(), checkMemory()}
+	findings = append(append(findings, checkCUDA()...), checkOutput(c.OutputDir))
 	failed := false
 	for _, f := range findings {
 		failed = failed || f.Verdict == bad
@@ -136,10 +137,6 @@ func checkMemory() finding {
 		f.Verdict, f.Fix = warning, "enough for a model of about 135M parameters; 0.5B needs some 4 GiB"
 	}
 	return f
-}
-
-func checkCUDA() finding {
-	return finding{"cuda", warning, withoutCUDA, "training runs on the processor; for the card, " + cudaFix}
 }
 
 // leastDisk holds a few checkpoints of a small adapter.

@@ -51,6 +51,7 @@ var exitKinds = []struct {
 	is   func(error) bool
 }{
 	{exitUsage, isA[usageError]},
+	{exitDevice, isDeviceFault},
 	{exitInterrupted, isA[*train.Interrupted]},
 	{exitInterrupted, isOf(context.Canceled)},
 	{exitNonFinite, isA[*train.NonFinite]},

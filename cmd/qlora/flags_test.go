@@ -22,7 +22,7 @@ func flagsOf(t *testing.T) map[string]map[string]shape {
 }
 
 // ours are flags of sft and infer that ms-swift does not have.
-var ours = []string{"backend"}
+var ours = []string{"backend", "sync_ops"}
 
 func TestTableAgreesWithStructs(t *testing.T) {
 	shapes := flagsOf(t)

@@ -143,7 +143,7 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 		g.set.SetDropout(false)
 		o.Adapter = g.set
 	}
-	if g.backend, err = openBackend(e, d.Backend); err != nil {
+	if g.backend, err = openBackend(e, *d); err != nil {
 		return nil, err
 	}
 	shown := newProgress(e)

@@ -200,7 +200,7 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	if err != nil {
 		return err
 	}
-	if run.Backend, err = openBackend(e, c.Backend); err != nil {
+	if run.Backend, err = openBackend(e, c.deviceFlags); err != nil {
 		return err
 	}
 	o := run.Options

@@ -1,0 +1,20 @@
+//go:build !cuda
+
+package main
+
+import "qlora/model/ops"
+
+// backendNames are the backends of this binary.
+const backendNames = "cpu"
+
+var withoutCUDA = noCUDA{"this binary was built without CUDA", "build it with `make build` on a machine with the CUDA toolkit"}
+
+func openCUDA(bool) (ops.Backend, error) { return nil, &withoutCUDA }
+
+// checkCUDA is what doctor says of cards.
+func checkCUDA() []finding {
+	return []finding{{"cuda", warning, withoutCUDA.reason, "training runs on the processor; for the card, " + withoutCUDA.fix}}
+}
+
+// isDeviceFault tells the fault of a card from other errors.
+func isDeviceFault(error) bool { return false }
