@@ -18,53 +18,83 @@ import (
 type dataCmd struct {
 	modelFlags
 	rowFlags
-	Dataset []string `name:"dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Files of type .json or .jsonl, or builtin:self-cognition."`
-	Row     int      `name:"row" group:"Report" help:"Print the tokens and the mask of this row of the first dataset (line of a .jsonl file, element of a .json array; from 1)."`
-	JSON    bool     `name:"json" group:"Report" help:"Print one JSON object."`
+	Dataset        []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Datasets, as described above."`
+	DatasetShuffle bool     `name:"dataset_shuffle" group:"Data" default:"true" help:"Rows of a dataset with a count are chosen at random; else the first."`
+	DataSeed       uint64   `name:"data_seed" group:"Data" default:"42" help:"Seed of the choice of rows."`
+	Row            int      `name:"row" group:"Report" help:"Print the tokens and the mask of this row of the first dataset (line of a .jsonl or .txt file, element of a .json array, record of a table; from 1)."`
+	JSON           bool     `name:"json" group:"Report" help:"Print one JSON object."`
 }
 
 // rowFlags say how rows become samples, in training as in checking.
 type rowFlags struct {
-	MaxLength   int      `name:"max_length" group:"Data" help:"Tokens of a sample at most. By default what the model was made for."`
-	Truncation  string   `name:"truncation_strategy" group:"Data" default:"delete" placeholder:"NAME" help:"What becomes of a longer row: delete, left or right (the end that is cut off)."`
-	Strict      bool     `name:"strict" group:"Data" help:"A row that cannot be used ends the run. Otherwise it is left out, and reported by file and row."`
-	ModelName   []string `name:"model_name" group:"Data" sep:"none" placeholder:"NAME..." help:"Put in place of {{NAME}} in queries and responses. A second value is for rows without Chinese."`
+	columnFlags
+	MaxLength  int    `name:"max_length" group:"Data" help:"Tokens of a sample at most. By default what the model was made for."`
+	Truncation string `name:"truncation_strategy" group:"Data" default:"delete" placeholder:"NAME" help:"What becomes of a longer row: delete, left or right (the end that is cut off)."`
+	Strict     bool   `name:"strict" group:"Data" help:"A row that cannot be used ends the run. Otherwise it is left out, and reported by file and row."`
+}
+
+// columnFlags say how rows are read.
+type columnFlags struct {
+	Columns     string   `name:"columns" group:"Data" placeholder:"JSON" help:"New names of columns, as in '{\"a\": \"query\", \"b\": \"response\"}'."`
+	ModelName   []string `name:"model_name" group:"Data" sep:"none" placeholder:"NAME..." help:"Put in place of {{NAME}} in queries and responses. Of two values the first is for rows whose column tag is zh (without that column, for rows in Chinese), the second for the others."`
 	ModelAuthor []string `name:"model_author" group:"Data" sep:"none" placeholder:"NAME..." help:"Put in place of {{AUTHOR}}, likewise."`
 }
 
+// reading returns how rows are read.
+func (f *columnFlags) reading() (data.Options, error) {
+	names, err := data.NewNames(f.ModelName, f.ModelAuthor)
+	if err != nil {
+		return data.Options{}, usageError{err}
+	}
+	columns, err := data.ParseColumns(cmp.Or(f.Columns, "{}"))
+	if err != nil {
+		return data.Options{}, usageError{fmt.Errorf("--columns: %w", err)}
+	}
+	return data.Options{Columns: columns, Names: names}, nil
+}
+
+// notice says where names were given for nothing, or rows wait for them; marked rows have a place for one.
+func (f *columnFlags) notice(e *env, flag string, marked int) {
+	named := len(f.ModelName)+len(f.ModelAuthor) > 0
+	switch {
+	case flag != "val_dataset" && named && marked == 0:
+		e.logf("notice: --%s: no row holds {{NAME}} or {{AUTHOR}}, so --model_name and --model_author change nothing", flag)
+	case !named && marked > 0:
+		e.logf("notice: --%s: %d rows hold {{NAME}} or {{AUTHOR}}, which stay as they are: give --model_name and --model_author", flag, marked)
+	}
+}
+
 func (dataCmd) Help() string {
-	return `Examples
+	return `A dataset is [hf::|ms::]NAME[:SUBSET/SUBSET][#COUNT]. NAME is a file (.jsonl, .json, .csv, .parquet, .txt),
+a folder of them, a hub's org/name that its downloader has put into the local cache, or
+builtin:self-cognition. With a count, so many rows that can be used are taken at random; more than
+there are repeat them. What ms-swift's rules leave open, which rows those are, differs from it.
+
+Examples
   qlora data --model Qwen/Qwen2.5-0.5B-Instruct --dataset self_cognition.json
-  qlora data --model model.gguf --dataset a.jsonl b.jsonl --max_length 2048
+  qlora data --model model.gguf --dataset a.jsonl 'b.csv#500' --max_length 2048
   qlora data --model model.gguf --dataset builtin:self-cognition --row 3`
 }
 
-// options returns how rows become samples of a model, and the names that edit them.
-func (f *rowFlags) options(b *base) (data.Options, *identity, error) {
+// options returns how rows become samples of a model.
+func (f *rowFlags) options(b *base) (data.Options, error) {
 	if f.MaxLength < 0 {
-		return data.Options{}, nil, usageError{fmt.Errorf("--max_length %d: must be positive", f.MaxLength)}
+		return data.Options{}, usageError{fmt.Errorf("--max_length %d: must be positive", f.MaxLength)}
 	}
 	switch data.Truncation(f.Truncation) {
 	case data.Delete, data.Left, data.Right:
 	default:
-		return data.Options{}, nil, usageError{fmt.Errorf("--truncation_strategy %s: choose delete, left or right", f.Truncation)}
+		return data.Options{}, usageError{fmt.Errorf("--truncation_strategy %s: choose delete, left or right", f.Truncation)}
 	}
-	names, err := newIdentity(f.ModelName, f.ModelAuthor)
-	if err != nil {
-		return data.Options{}, nil, usageError{err}
-	}
-	return data.Options{
-		MaxLength:  cmp.Or(f.MaxLength, b.Config.MaxPositionEmbeddings),
-		Truncation: data.Truncation(f.Truncation),
-		Strict:     f.Strict,
-		Vocab:      b.Config.VocabSize,
-		Edit:       names.edit(),
-	}, names, nil
+	opt, err := f.columnFlags.reading()
+	opt.MaxLength = cmp.Or(f.MaxLength, b.Config.MaxPositionEmbeddings)
+	opt.Truncation, opt.Strict, opt.Vocab = data.Truncation(f.Truncation), f.Strict, b.Config.VocabSize
+	return opt, err
 }
 
 // load reads datasets, the values of a flag, and says what was left out or shortened.
-func (f *rowFlags) load(e *env, b *base, flag string, datasets []string) ([]data.Sample, error) {
-	opt, names, err := f.options(b)
+func (f *rowFlags) load(e *env, b *base, flag string, datasets []string) (data.Samples, error) {
+	opt, err := f.options(b)
 	if err != nil {
 		return nil, err
 	}
@@ -72,11 +102,17 @@ func (f *rowFlags) load(e *env, b *base, flag string, datasets []string) ([]data
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
-	if flag == "dataset" {
-		names.notice(e)
-	}
-	logIssues(e, report)
+	f.logReport(e, flag, report)
 	return samples, nil
+}
+
+// logReport says what became of the rows of a flag's datasets.
+func (f *rowFlags) logReport(e *env, flag string, r *data.Report) {
+	for _, notice := range r.Notices {
+		e.logf("notice: %s", notice)
+	}
+	f.notice(e, flag, r.Marked)
+	logIssues(e, r)
 }
 
 func (c *dataCmd) Run(e *env) error {
@@ -91,18 +127,18 @@ func (c *dataCmd) Run(e *env) error {
 		return err
 	}
 	defer b.Close()
-	opt, names, err := c.options(b)
+	opt, err := c.options(b)
 	if err != nil {
 		return err
 	}
 	if c.Row != 0 {
 		return c.showRow(e, b, opt)
 	}
+	opt.Shuffle, opt.Seed = c.DatasetShuffle, c.DataSeed
 	samples, report, err := data.Load(c.Dataset, b.chat, opt)
 	if err != nil {
 		return fmt.Errorf("--dataset: %w", err)
 	}
-	names.notice(e)
 	lengths, err := data.Lengths(samples)
 	if err != nil {
 		return err
@@ -119,7 +155,7 @@ func (c *dataCmd) Run(e *env) error {
 	if err := reportTable(e, report, lengths); err != nil {
 		return err
 	}
-	logIssues(e, report)
+	c.logReport(e, "dataset", report)
 	return nil
 }
 
@@ -195,7 +231,7 @@ var visible = strings.NewReplacer("\n", `\n`, "\r", `\r`, "\t", `\t`)
 
 // findRow encodes one row of a dataset, whole.
 func findRow(dataset string, row int, chat *data.Chat, opt data.Options) (data.Sample, error) {
-	for ex, err := range data.Rows(dataset) {
+	for ex, err := range data.Rows(dataset, opt) {
 		var fault *data.RowError
 		switch isFault := errors.As(err, &fault); {
 		case err != nil && !isFault:
@@ -204,17 +240,8 @@ func findRow(dataset string, row int, chat *data.Chat, opt data.Options) (data.S
 			continue
 		case err != nil:
 			return data.Sample{}, err
-		case ex.IDs != nil:
-			return data.Sample{IDs: ex.IDs, Labels: ex.Labels, File: ex.File, Row: ex.Row}, nil
 		}
-		if opt.Edit != nil {
-			opt.Edit(&ex.Conversation)
-		}
-		ids, labels, err := chat.Encode(ex.Conversation)
-		if err != nil {
-			return data.Sample{}, fmt.Errorf("%s, row %d: %w", dataset, row, err)
-		}
-		return data.Sample{IDs: ids, Labels: labels, File: ex.File, Row: ex.Row}, nil
+		return chat.Sample(ex)
 	}
 	return data.Sample{}, usageError{fmt.Errorf("--row %d: %s has no such row", row, dataset)}
 }

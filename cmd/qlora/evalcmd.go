@@ -14,7 +14,7 @@ import (
 type evalCmd struct {
 	modelFlags
 	deviceFlags
-	Dataset []string `name:"dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Rows with answers: files of type .json or .jsonl, or builtin:self-cognition."`
+	Dataset []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Rows with answers: datasets, as qlora data --help describes them."`
 	rowFlags
 	MaxNewTokens int  `name:"max_new_tokens" group:"Generation" default:"256" help:"Tokens of an answer at most."`
 	MaxBatchSize int  `name:"max_batch_size" group:"Generation" default:"8" help:"Questions answered together."`
@@ -59,11 +59,11 @@ func (c *evalCmd) Run(e *env) error {
 	if err != nil {
 		return err
 	}
-	names, err := newIdentity(c.ModelName, c.ModelAuthor)
+	opt, err := c.columnFlags.reading()
 	if err != nil {
-		return usageError{err}
+		return err
 	}
-	questions, _, err := readQuestions(c.Dataset, 0, names, b.chat) // load has reported the rows left out
+	questions, _, err := readQuestions(c.Dataset, 0, opt, b.chat) // load has reported the rows left out
 	if err != nil {
 		return fmt.Errorf("--dataset: %w", err)
 	}

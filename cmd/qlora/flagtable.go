@@ -5,7 +5,7 @@ package main
 // command structs, which hold their types, defaults and help.
 var flagTable = []flagGroup{
 	{class: works, verbs: "sft infer", names: `
-		model template system torch_dtype max_length seed adapters val_dataset model_name model_author`},
+		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author`},
 	{class: works, verbs: "sft", names: `
 		dataset split_dataset_ratio dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict
 		tuner_type target_modules target_regex lora_rank lora_alpha lora_dropout use_rslora lorap_lr_ratio
@@ -113,7 +113,6 @@ var flagTable = []flagGroup{
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "give --model the folder of that revision", names: `model_revision`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "Python is not run: convert the data with your script first, and pass the result to --dataset", names: `
 		external_plugins custom_dataset_info`},
-	{class: unsupported, verbs: "sft infer", off: disabled, why: "rename the columns in the file to query and response, or messages", names: `columns`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "the vocabulary is fixed: spell the marker in ordinary text", names: `new_special_tokens init_strategy`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "adapters are PEFT LoRA: leave it out", names: `use_swift_lora`},
 	{class: unsupported, verbs: "infer", off: disabled, why: "give the checkpoint to --adapters", names: `ckpt_dir`},

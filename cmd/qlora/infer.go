@@ -22,16 +22,15 @@ type inferCmd struct {
 	modelFlags
 	deviceFlags
 	sampleFlags
+	columnFlags
 	LoadArgs  bool  `name:"load_args" group:"Model" default:"true" help:"Take model, template and system from the adapter's args.json where the flags leave them out."`
 	MaxLength int   `name:"max_length" group:"Generation" help:"Tokens of prompt and answer together. By default 4096, or less if the model was made for less."`
 	Stream    *bool `name:"stream" group:"Generation" help:"Show an answer as it grows. By default in a conversation, not for --val_dataset."`
 
-	ValDataset       []string `name:"val_dataset" group:"Batch" sep:"none" placeholder:"FILE..." help:"Answer the last question of every row of these files and write the answers to --result_path."`
+	ValDataset       []string `name:"val_dataset" group:"Batch" sep:"none" placeholder:"DATA..." help:"Answer the last question of every row and write the answers to --result_path. Datasets are as qlora data --help describes them."`
 	ValDatasetSample int      `name:"val_dataset_sample" group:"Batch" help:"Answer this many rows, from the first. By default all."`
 	MaxBatchSize     int      `name:"max_batch_size" group:"Batch" default:"1" help:"Rows answered together."`
 	ResultPath       string   `name:"result_path" group:"Batch" placeholder:"FILE" help:"A .jsonl file of answers. By default infer_result/ of the adapter, or of the working folder, and the time."`
-	ModelName        []string `name:"model_name" group:"Batch" sep:"none" placeholder:"NAME..." help:"Put in place of {{NAME}} in the rows, as in training."`
-	ModelAuthor      []string `name:"model_author" group:"Batch" sep:"none" placeholder:"NAME..." help:"Put in place of {{AUTHOR}}, likewise."`
 }
 
 // sampleFlags choose the next token, by the stages of transformers in their order.
@@ -211,18 +210,24 @@ type messageLine struct {
 
 // batch answers the rows of --val_dataset.
 func (c *inferCmd) batch(e *env, g *engine, o infer.Options) error {
-	names, err := newIdentity(c.ModelName, c.ModelAuthor)
+	opt, err := c.columnFlags.reading()
 	if err != nil {
-		return usageError{err}
+		return err
 	}
-	questions, dropped, err := readQuestions(c.ValDataset, c.ValDatasetSample, names, g.chat)
+	questions, dropped, err := readQuestions(c.ValDataset, c.ValDatasetSample, opt, g.chat)
 	for _, fault := range dropped {
 		e.logf("dropped: %v", fault)
 	}
 	if err != nil {
 		return fmt.Errorf("--val_dataset: %w", err)
 	}
-	names.notice(e)
+	marked := 0
+	for _, q := range questions {
+		if q.marked {
+			marked++
+		}
+	}
+	c.notice(e, "val_dataset", marked)
 	file, err := c.resultFile()
 	if err != nil {
 		return err

@@ -15,42 +15,37 @@ type question struct {
 	conversation data.Conversation // up to the question
 	prompt       []int32
 	want         *string // nil: the row ends with the question
+	marked       bool    // the row had a place for a name
 }
 
 // readQuestions reads the rows of datasets as questions: at most limit of them, 0 for all. Rows that
 // cannot be asked are left out, and returned as errors that name them.
-func readQuestions(datasets []string, limit int, names *identity, chat *data.Chat) (all []question, dropped []error, err error) {
-	edit := names.edit()
-	for _, dataset := range datasets {
-		for ex, err := range data.Rows(dataset) {
-			if limit > 0 && len(all) == limit {
-				return all, dropped, nil
-			}
-			var fault *data.RowError
-			if err != nil && !errors.As(err, &fault) {
-				return nil, dropped, err
-			}
-			if err == nil && ex.IDs != nil {
-				err = &data.RowError{File: ex.File, Row: ex.Row, Msg: "token ids are no question"}
-			}
-			q := question{file: ex.File, row: ex.Row, conversation: ex.Conversation}
-			if err == nil {
-				if edit != nil {
-					edit(&q.conversation)
-				}
-				if prompt, answer, ok := q.conversation.SplitLast(); ok {
-					q.conversation, q.want = prompt, &answer
-				}
-				if q.prompt, err = chat.Prompt(q.conversation); err != nil {
-					err = &data.RowError{File: ex.File, Row: ex.Row, Msg: err.Error()}
-				}
-			}
-			if err != nil {
-				dropped = append(dropped, err)
-				continue
-			}
-			all = append(all, q)
+func readQuestions(datasets []string, limit int, opt data.Options, chat *data.Chat) (all []question, dropped []error, err error) {
+	for ex, err := range data.Chosen(datasets, opt) {
+		if limit > 0 && len(all) == limit {
+			break
 		}
+		var fault *data.RowError
+		if err != nil && !errors.As(err, &fault) {
+			return nil, dropped, err
+		}
+		if err == nil && ex.IDs != nil {
+			err = &data.RowError{File: ex.File, Row: ex.Row, Msg: "token ids are no question"}
+		}
+		q := question{file: ex.File, row: ex.Row, conversation: ex.Conversation, marked: ex.Marked}
+		if err == nil {
+			if prompt, answer, ok := q.conversation.SplitLast(); ok {
+				q.conversation, q.want = prompt, &answer
+			}
+			if q.prompt, err = chat.Prompt(q.conversation); err != nil {
+				err = &data.RowError{File: ex.File, Row: ex.Row, Msg: err.Error()}
+			}
+		}
+		if err != nil {
+			dropped = append(dropped, err)
+			continue
+		}
+		all = append(all, q)
 	}
 	if len(all) == 0 {
 		return nil, dropped, fmt.Errorf("no row of %s can be asked", strings.Join(datasets, ", "))

@@ -22,9 +22,9 @@ import (
 type sftCmd struct {
 	modelFlags
 	deviceFlags
-	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Training data: files of type .json or .jsonl, or builtin:self-cognition."`
-	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"FILE..." help:"Validation data, likewise."`
-	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of the training data set aside for validation where there is no --val_dataset."`
+	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition."`
+	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Validation data, likewise; of one with a count the first rows."`
+	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of each dataset set aside for validation where there is no --val_dataset."`
 	rowFlags
 	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
 	TrainDataloaderShuffle bool   `name:"train_dataloader_shuffle" group:"Data" default:"true" help:"Shuffle anew for every epoch. With both false rows keep their order."`
@@ -156,34 +156,29 @@ func (c *sftCmd) evaluation(samples int) (train.Strategy, int) {
 }
 
 // load reads training and validation samples, and says what was left out.
-func (c *sftCmd) load(e *env, b *base) (samples, validation []data.Sample, err error) {
-	if samples, err = c.rowFlags.load(e, b, "dataset", c.Dataset); err != nil {
+func (c *sftCmd) load(e *env, b *base) (samples, validation data.Samples, err error) {
+	opt, err := c.rowFlags.options(b)
+	if err != nil {
 		return nil, nil, err
 	}
-	if len(c.ValDataset) > 0 {
-		validation, err = c.rowFlags.load(e, b, "val_dataset", c.ValDataset)
-		return samples, validation, err
+	opt.Seed, opt.Shuffle = c.DataSeed, c.DatasetShuffle
+	if len(c.ValDataset) == 0 && c.EvalStrategy != string(train.Never) {
+		opt.SplitRatio = c.SplitDatasetRatio
 	}
-	if c.SplitDatasetRatio == 0 || c.EvalStrategy == string(train.Never) {
-		return samples, nil, nil
+	samples, validation, report, err := data.LoadSplit(c.Dataset, b.chat, opt)
+	if err != nil {
+		return nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
-	order := data.Order{N: len(samples), Seed: c.DataSeed, DatasetShuffle: c.DatasetShuffle}.Epoch(0)
-	held := max(1, int(float64(len(samples))*c.SplitDatasetRatio))
-	if held == len(samples) {
-		return nil, nil, usageError{fmt.Errorf("--split_dataset_ratio %v of %d samples leaves none to train on", c.SplitDatasetRatio, held)}
+	c.logReport(e, "dataset", report)
+	if len(c.ValDataset) == 0 {
+		return samples, validation, nil
 	}
-	kept, out := order[:len(order)-held], order[len(order)-held:]
-	slices.Sort(kept)
-	slices.Sort(out)
-	return pick(samples, kept), pick(samples, out), nil
-}
-
-func pick(samples []data.Sample, which []int) []data.Sample {
-	out := make([]data.Sample, len(which))
-	for i, j := range which {
-		out[i] = samples[j]
+	opt.SplitRatio, opt.Shuffle = 1, false
+	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
+		return nil, nil, fmt.Errorf("--val_dataset: %w", err)
 	}
-	return out
+	c.logReport(e, "val_dataset", report)
+	return samples, validation, nil
 }
 
 // build puts the model and the adapter to be trained into the backend's memory.

@@ -25,10 +25,39 @@ var mediaColumns = []string{"images", "image", "videos", "video", "audios", "aud
 // columns are the values of a row that are not null, by name in lower case.
 type columns map[string]json.RawMessage
 
-func newColumns(members []strictjson.Member) (columns, error) {
+// ParseColumns reads the new names of columns, as Options takes them: a JSON object such as
+// {"a": "query", "b": "response"}.
+func ParseColumns(text string) (map[string]string, error) {
+	members, err := strictjson.Members([]byte(text), 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	rename, taken := map[string]string{}, map[string]string{}
+	for _, m := range members {
+		var to string
+		if err := decode(m.Value, &to); err != nil || to == "" {
+			return nil, fmt.Errorf("%q: no name, %s", m.Key, m.Value)
+		}
+		from, name := strings.ToLower(m.Key), strings.ToLower(to)
+		if other, twice := taken[name]; twice {
+			return nil, fmt.Errorf("%q and %q both become %q", other, m.Key, to)
+		}
+		if _, twice := rename[from]; twice {
+			return nil, fmt.Errorf("%q is renamed twice", m.Key)
+		}
+		rename[from], taken[name] = name, m.Key
+	}
+	return rename, nil
+}
+
+// newColumns takes a row's columns under their new names.
+func newColumns(members []strictjson.Member, rename map[string]string) (columns, error) {
 	cols := make(columns, len(members))
 	for _, m := range members {
 		name := strings.ToLower(m.Key)
+		if to, ok := rename[name]; ok {
+			name = to
+		}
 		if _, twice := cols[name]; twice {
 			return nil, fmt.Errorf("two columns are named %q", name)
 		}
@@ -71,6 +100,11 @@ func (c columns) example(ex *Example) error {
 		return c.tokens(ex)
 	}
 	var err error
+	if string(c["tag"]) != "" && c["tag"][0] == '"' {
+		if ex.Tag, err = c.text([]string{"tag"}); err != nil {
+			return err
+		}
+	}
 	if ex.Conversation.System, err = c.text(systemColumn); err != nil {
 		return err
 	}
@@ -98,7 +132,7 @@ func (c columns) queryResponse(conv *Conversation) error {
 		return err
 	}
 	var history [][]*string
-	if raw, ok := c["history"]; ok {
+	if raw, ok := c["history"]; ok && string(raw) != `""` {
 		if err := decode(raw, &history); err != nil {
 			return fmt.Errorf("history: %w", err)
 		}
@@ -225,8 +259,8 @@ func ids(raw json.RawMessage) ([]int32, error) {
 	return out, nil
 }
 
-// decode reads a value of a row; JSON inside a string is read too where v is no string, as
-// tables that hold only text store it.
+// decode reads a value of a row. Where v is no string a string is read as the JSON, or the
+// Python literal, that it holds, as tables of text store lists.
 func decode(raw json.RawMessage, v any) error {
 	if _, wantText := v.(*string); !wantText && len(raw) > 0 && raw[0] == '"' {
 		var inner string
@@ -234,6 +268,12 @@ func decode(raw json.RawMessage, v any) error {
 			return err
 		}
 		raw = json.RawMessage(inner)
+		if !json.Valid(raw) {
+			var err error
+			if raw, err = literalJSON(inner); err != nil {
+				return fmt.Errorf("the text is neither JSON nor a Python literal: %w", err)
+			}
+		}
 	}
 	err := strictjson.Unmarshal(raw, maxRowBytes, v)
 	var fault *strictjson.Error

@@ -53,6 +53,8 @@ type Example struct {
 	File         string
 	Row          int
 	Conversation Conversation
+	Tag          *string // column tag, the language in ms-swift's self-cognition dataset; nil: none
+	Marked       bool    // it had a place for a name
 	IDs, Labels  []int32 // of a pre-tokenised row, else nil
 }
 

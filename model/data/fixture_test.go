@@ -103,7 +103,7 @@ func write(t testing.TB, name, text string) string {
 // parse reads one row.
 func parse(t testing.TB, row string) (Example, error) {
 	t.Helper()
-	for ex, err := range Rows(write(t, "row.jsonl", row)) {
+	for ex, err := range Rows(write(t, "row.jsonl", row), Options{}) {
 		return ex, err
 	}
 	t.Fatal("no row in", row)

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"runtime"
 )
 
 // Truncation says what becomes of a row longer than the limit.
@@ -17,7 +18,7 @@ const (
 	Right  Truncation = "right"  // its last tokens are cut off
 )
 
-// Options say how rows become samples.
+// Options say which rows are taken, and how they become samples.
 type Options struct {
 	MaxLength  int        // tokens of a sample; 0: no limit
 	Truncation Truncation // "": Delete
@@ -25,102 +26,157 @@ type Options struct {
 	Vocab      int        // ids of pre-tokenised rows must be below it; 0: not checked
 	ReportMax  int        // rows the report names for each reason; 0: 20
 
-	Edit func(*Conversation) // changes a conversation before it is encoded; may be nil
+	Columns map[string]string // new names of columns by their old ones, both in lower case: see ParseColumns
+	Names   Names
+
+	Seed       uint64  // of the choice of rows
+	Shuffle    bool    // rows are chosen at random; else the first
+	SplitRatio float64 // share of each dataset set aside for validation, 0 to 1
+	Lazy       bool    // for LoadLazy: rows are read when they are asked for
+	Workers    int     // goroutines that read rows; 0: as many as there are processors
+}
+
+func (o Options) workers() int {
+	if o.Workers > 0 {
+		return o.Workers
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+func (o Options) check() error {
+	switch o.Truncation {
+	case "", Delete, Left, Right:
+	default:
+		return fmt.Errorf("unknown truncation strategy %q: choose delete, left or right", o.Truncation)
+	}
+	if !(o.SplitRatio >= 0 && o.SplitRatio <= 1) {
+		return fmt.Errorf("a share of %v set aside for validation: must be 0 to 1", o.SplitRatio)
+	}
+	return nil
 }
 
 // Load reads datasets, in their order, into samples. The report counts the rows left out or
 // shortened; it is complete also when the error is that no row is left.
-func Load(datasets []string, chat *Chat, opt Options) ([]Sample, *Report, error) {
-	switch opt.Truncation {
-	case "", Delete, Left, Right:
-	default:
-		return nil, nil, fmt.Errorf("unknown truncation strategy %q: choose delete, left or right", opt.Truncation)
+func Load(datasets []string, chat *Chat, opt Options) (Samples, *Report, error) {
+	if opt.SplitRatio != 0 {
+		return nil, nil, errors.New("data: Load does not split: use LoadSplit")
+	}
+	samples, _, report, err := LoadSplit(datasets, chat, opt)
+	return samples, report, err
+}
+
+// LoadSplit is Load that sets aside a share of every dataset for validation.
+func LoadSplit(datasets []string, chat *Chat, opt Options) (train, validation Samples, report *Report, err error) {
+	opt.Lazy = false
+	l, err := newLoading(datasets, chat, opt)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer closeDatasets(l.sets)
+	for number, d := range l.sets {
+		taken, held, err := d.choose(number, opt, l.fault)
+		if err == nil {
+			train, err = l.read(train, d, taken)
+		}
+		if err == nil {
+			validation, err = l.read(validation, d, held)
+		}
+		if err != nil {
+			return nil, nil, l.report, l.failed(err)
+		}
+	}
+	l.report.Kept = len(train) + len(validation)
+	if len(train) == 0 && opt.SplitRatio < 1 || l.report.Kept == 0 {
+		return nil, nil, l.report, l.report.nothingLeft(datasets)
+	}
+	return train, validation, l.report, nil
+}
+
+// loading is the reading of datasets.
+type loading struct {
+	encoder
+	sets   []*dataset
+	report *Report
+	strict error // what ended it, where Strict is set
+}
+
+func newLoading(datasets []string, chat *Chat, opt Options) (*loading, error) {
+	if err := opt.check(); err != nil {
+		return nil, err
 	}
 	if opt.ReportMax == 0 {
 		opt.ReportMax = 20
 	}
-	report := &Report{max: opt.ReportMax}
-	var samples []Sample
-	for _, dataset := range datasets {
-		for ex, err := range Rows(dataset) {
-			var fault *RowError
-			if err != nil && !errors.As(err, &fault) {
-				return nil, report, err
-			}
-			report.Rows++
-			var s Sample
-			if err == nil {
-				s, err = chat.sample(ex, opt)
-			}
-			if errors.As(err, &fault) {
-				if opt.Strict {
-					return nil, report, err
-				}
-				report.add(&report.Invalid, ex, fault.Msg)
-				continue
-			}
-			if report.fit(&s, ex, opt) {
-				samples = append(samples, s)
-			}
+	l := &loading{encoder: encoder{chat, opt}, report: &Report{max: opt.ReportMax}}
+	var err error
+	if l.sets, err = openDatasets(datasets); err != nil {
+		return nil, err
+	}
+	for _, d := range l.sets {
+		if len(d.leftOut) > 0 {
+			l.report.notice("%s: %d files are read, %d are not, %s among them", d.text, len(d.files), len(d.leftOut), d.leftOut[0])
 		}
 	}
-	report.Kept = len(samples)
-	if len(samples) == 0 {
-		return nil, report, report.nothingLeft(datasets)
-	}
-	return samples, report, nil
+	return l, nil
 }
 
-// sample turns an example into ids and labels. The error is a *RowError.
-func (c *Chat) sample(ex Example, opt Options) (Sample, error) {
-	s := Sample{IDs: ex.IDs, Labels: ex.Labels, File: ex.File, Row: ex.Row}
-	if ex.IDs == nil {
-		if opt.Edit != nil {
-			opt.Edit(&ex.Conversation)
-		}
-		var err error
-		if s.IDs, s.Labels, err = c.Encode(ex.Conversation); err != nil {
-			return s, &RowError{ex.File, ex.Row, err.Error()}
-		}
-		return s, nil
-	}
-	for i := range s.IDs {
-		if opt.Vocab > 0 && int(max(s.IDs[i], s.Labels[i])) >= opt.Vocab {
-			return s, &RowError{ex.File, ex.Row, fmt.Sprintf("the token at position %d is not below the vocabulary's %d", i, opt.Vocab)}
-		}
-	}
-	s.Labels[0] = Ignore // nothing predicts the first token
-	return s, nil
-}
-
-// fit shortens s to the limit and reports whether it is to be kept.
-func (r *Report) fit(s *Sample, ex Example, opt Options) bool {
-	n := len(s.IDs)
-	cut := opt.MaxLength > 0 && n > opt.MaxLength
-	if cut {
-		switch opt.Truncation {
-		case Left:
-			s.IDs, s.Labels = s.IDs[n-opt.MaxLength:], s.Labels[n-opt.MaxLength:]
-			s.Labels[0] = Ignore
-		case Right:
-			s.IDs, s.Labels = s.IDs[:opt.MaxLength], s.Labels[:opt.MaxLength]
-		default:
-			r.add(&r.TooLong, ex, fmt.Sprintf("%d tokens, the limit is %d", n, opt.MaxLength))
-			return false
-		}
-	}
-	if LabelTokens([]Sample{*s}) == 0 {
-		why := "no token to train on"
-		if cut {
-			why = fmt.Sprintf("no token to train on in the %d of %d tokens that fit", opt.MaxLength, n)
-		}
-		r.add(&r.NoLabel, ex, why)
+// fault takes up a row that cannot be used, and reports whether to go on.
+func (l *loading) fault(ex Example, err error) bool {
+	if l.opt.Strict {
+		l.strict = err
 		return false
 	}
-	if cut {
-		r.add(&r.Truncated, ex, fmt.Sprintf("%d tokens cut to %d", n, opt.MaxLength))
-	}
+	l.report.add(outcome{file: ex.File, row: ex.Row, fate: invalid, detail: rowMessage(err)})
 	return true
+}
+
+func (l *loading) failed(err error) error {
+	if errors.Is(err, errStopped) {
+		return l.strict
+	}
+	return err
+}
+
+// read appends the samples of rows of a dataset. A row that comes again is encoded once.
+func (l *loading) read(samples Samples, d *dataset, rows []int) (Samples, error) {
+	fresh := rows
+	if n := d.Len(); len(rows) > n {
+		l.report.notice("%s: %d rows of %d that can be used: rows are repeated", d.text, len(rows), n)
+		fresh = rows[:min(len(rows), n)]
+	}
+	known := map[int]outcome{}
+	take := func(out outcome) error {
+		switch {
+		case out.err != nil:
+			return out.err
+		case out.fate == invalid && l.opt.Strict:
+			return &RowError{out.file, out.row, out.detail}
+		}
+		if l.report.add(out); out.fate.kept() {
+			samples = append(samples, out.sample)
+		}
+		return nil
+	}
+	i := 0
+	for out := range inOrder(fresh, l.opt.workers(), func(i int) outcome { return l.encode(d, i) }) {
+		if len(fresh) < len(rows) {
+			known[fresh[i]] = out
+		}
+		if err := take(out); err != nil {
+			return nil, err
+		}
+		i++
+	}
+	for _, row := range rows[len(fresh):] {
+		out, ok := known[row]
+		if !ok {
+			out = l.encode(d, row)
+		}
+		if err := take(out); err != nil {
+			return nil, err
+		}
+	}
+	return samples, nil
 }
 
 // Fingerprint returns the sha256 of the samples' ids and labels, in order: what a resumed

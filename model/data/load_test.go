@@ -51,23 +51,23 @@ func TestLoadReports(t *testing.T) {
 	c := chat(t, template(t, "qwen2_5"))
 	for _, tc := range []struct {
 		opt     Options
-		samples []Sample
+		samples Samples
 		report  Report
 	}{
-		{Options{}, []Sample{
+		{Options{}, Samples{
 			{[]int32{1, 2, 3}, []int32{-100, 2, 3}, path, 1},
 			{[]int32{1, 2, 3, 4, 5, 6}, []int32{-100, -100, 3, -100, 5, -100}, path, 2},
 			{[]int32{9, 8}, []int32{-100, 99}, path, 6},
 		}, Report{Rows: 5, Kept: 3,
 			Invalid: Tally{1, []Issue{{path, 5, "query: a JSON number where a string belongs"}}},
 			NoLabel: Tally{1, []Issue{{path, 4, "no token to train on"}}}}},
-		{Options{MaxLength: 3, Vocab: 99}, []Sample{
+		{Options{MaxLength: 3, Vocab: 99}, Samples{
 			{[]int32{1, 2, 3}, []int32{-100, 2, 3}, path, 1},
 		}, Report{Rows: 5, Kept: 1,
 			Invalid: Tally{2, []Issue{{path, 5, "query: a JSON number where a string belongs"}, {path, 6, "the token at position 1 is not below the vocabulary's 99"}}},
 			TooLong: Tally{1, []Issue{{path, 2, "6 tokens, the limit is 3"}}},
 			NoLabel: Tally{1, []Issue{{path, 4, "no token to train on"}}}}},
-		{Options{MaxLength: 3, Truncation: Right, Vocab: 100, ReportMax: 1}, []Sample{
+		{Options{MaxLength: 3, Truncation: Right, Vocab: 100, ReportMax: 1}, Samples{
 			{[]int32{1, 2, 3}, []int32{-100, 2, 3}, path, 1},
 			{[]int32{1, 2, 3}, []int32{-100, -100, 3}, path, 2},
 			{[]int32{9, 8}, []int32{-100, 99}, path, 6},
@@ -75,7 +75,7 @@ func TestLoadReports(t *testing.T) {
 			Invalid:   Tally{1, []Issue{{path, 5, "query: a JSON number where a string belongs"}}},
 			Truncated: Tally{1, []Issue{{path, 2, "6 tokens cut to 3"}}},
 			NoLabel:   Tally{1, []Issue{{path, 4, "no token to train on"}}}}},
-		{Options{MaxLength: 2, Truncation: Left, ReportMax: 1}, []Sample{
+		{Options{MaxLength: 2, Truncation: Left, ReportMax: 1}, Samples{
 			{[]int32{2, 3}, []int32{-100, 3}, path, 1},
 			{[]int32{9, 8}, []int32{-100, 99}, path, 6},
 		}, Report{Rows: 5, Kept: 2,
@@ -100,6 +100,8 @@ func TestLoadReports(t *testing.T) {
 func TestLoadRefuses(t *testing.T) {
 	c := chat(t, template(t, "qwen2_5"))
 	dir := t.TempDir()
+	t.Setenv("HF_HUB_CACHE", dir)
+	t.Setenv("MODELSCOPE_CACHE", dir)
 	for want, try := range map[string]struct {
 		dataset string
 		opt     Options
@@ -107,11 +109,10 @@ func TestLoadRefuses(t *testing.T) {
 		"row 5: query: a JSON":            {write(t, "a.jsonl", mixed), Options{Strict: true}},
 		"unknown truncation strategy":     {SelfCognition, Options{Truncation: "middle"}},
 		"there is only builtin:self-cogn": {"builtin:other", Options{}},
-		"not fetched from a hub":          {"swift/self-cognition", Options{}},
-		"sampling a dataset with #N":      {"swift/self-cognition#500", Options{}},
-		`type ".csv" are not supported`:   {write(t, "a.csv", "query,response\n"), Options{}},
+		"no such file: give a file":       {filepath.Join(dir, "none.csv"), Options{}},
+		`type ".xml" are not supported`:   {write(t, "a.xml", "query,response\n"), Options{}},
 		`type "" are not supported`:       {write(t, "a", "{}"), Options{}},
-		"not a file":                      {dir, Options{}},
+		"holds no file of type":           {dir, Options{}},
 		"a.json: the file is empty":       {write(t, "a.json", ""), Options{}},
 		"2 rows, 0 are not usable, 1 too long, 1 without anything to train on; the first: ": {
 			write(t, "b.jsonl", `{"input_ids":[1,2,3],"labels":[1,2,3]}`+"\n"+`{"input_ids":[1],"labels":[1]}`), Options{MaxLength: 2}},
@@ -150,22 +151,6 @@ func TestLoadSeveral(t *testing.T) {
 	}
 }
 
-// The caller may change a conversation on its way in.
-func TestLoadEdits(t *testing.T) {
-	c := chat(t, template(t, "qwen2_5"))
-	samples, _, err := Load([]string{SelfCognition}, c, Options{Edit: func(conv *Conversation) {
-		last := &conv.Messages[len(conv.Messages)-1]
-		last.Content = strings.ReplaceAll(last.Content, "迪菲赫尔曼", "小明")
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := qwen(t).Decode(samples[0].IDs)
-	if !strings.Contains(text, "CSDN 小明 开发") || strings.Contains(text, "迪菲赫尔曼") {
-		t.Error(text)
-	}
-}
-
 // A JSON array and JSON lines of the same rows give the same samples.
 func TestArrayEqualsLines(t *testing.T) {
 	text, err := os.ReadFile("self_cognition.json")
@@ -200,7 +185,7 @@ func toBytes(rows []json.RawMessage) [][]byte {
 }
 
 func TestLengths(t *testing.T) {
-	var samples []Sample
+	var samples Samples
 	for n := range 100 { // lengths 1 to 100, the last token of each longer than 1 a label
 		s := Sample{IDs: make([]int32, n+1), Labels: slices.Repeat([]int32{Ignore}, n+1)}
 		if n > 0 {

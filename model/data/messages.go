@@ -50,7 +50,7 @@ func readMessages(raw json.RawMessage, conv *Conversation) error {
 
 // readMessage reads {role, content}, or ShareGPT's pair {human, assistant}.
 func readMessage(members []strictjson.Member) ([]Message, error) {
-	m, err := newColumns(members)
+	m, err := newColumns(members, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +153,7 @@ func contentText(raw json.RawMessage, role Role) (string, error) {
 // tools reads the descriptions of tools: a list of objects or of JSON in strings. A bare
 // function is wrapped as ms-swift does it.
 func tools(raw json.RawMessage) ([]json.RawMessage, error) {
-	if raw == nil {
+	if raw == nil || string(raw) == `""` {
 		return nil, nil
 	}
 	var list []json.RawMessage
@@ -223,9 +223,9 @@ func toolCall(raw json.RawMessage) (ToolCall, error) {
 		return ToolCall{}, errors.New("a tool call needs a name and arguments")
 	}
 	if call.Arguments[0] == '"' { // OpenAI's form: JSON in a string, or else a plain string
-		var inner json.RawMessage
-		if decode(call.Arguments, &inner) == nil {
-			call.Arguments = inner
+		var inner string
+		if json.Unmarshal(call.Arguments, &inner) == nil && json.Valid([]byte(inner)) {
+			call.Arguments = json.RawMessage(inner)
 		}
 	}
 	return ToolCall{*call.Name, call.Arguments}, nil

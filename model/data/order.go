@@ -24,10 +24,7 @@ type Cursor struct {
 
 // Epoch returns the samples in the order that an epoch visits them, each once.
 func (o Order) Epoch(epoch int) []int {
-	order := make([]int, o.N)
-	for i := range order {
-		order[i] = i
-	}
+	order := identity(o.N)
 	if o.DatasetShuffle {
 		shuffle(order, newStream(o.Seed, streamDataset, 0))
 	}
@@ -40,15 +37,17 @@ func (o Order) Epoch(epoch int) []int {
 const (
 	streamDataset = iota
 	streamEpoch
+	streamSample  // which rows of a dataset are taken
+	streamInstead // which row stands in for one that cannot be used
 )
 
 // newStream returns the random numbers of one shuffle: ChaCha8 in counter mode, keyed with
 // what the shuffle is for, so that streams are unrelated however close their seeds.
-func newStream(seed, purpose, epoch uint64) *rand.ChaCha8 {
+func newStream(seed, purpose, number uint64) *rand.ChaCha8 {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[0:], seed)
 	binary.LittleEndian.PutUint64(key[8:], purpose)
-	binary.LittleEndian.PutUint64(key[16:], epoch)
+	binary.LittleEndian.PutUint64(key[16:], number)
 	return rand.NewChaCha8(key)
 }
 

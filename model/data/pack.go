@@ -51,14 +51,9 @@ func Pack(step []Sample, maxTokens int, pad Pad) ([]Row, error) {
 
 // firstFit returns the samples of each row, ascending.
 func firstFit(step []Sample, maxTokens int) [][]int {
-	order := make([]int, len(step))
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(len(step[b].IDs), len(step[a].IDs)) })
 	var rows [][]int
 	var room []int
-	for _, i := range order {
+	for _, i := range byLength(step, identity(len(step))) {
 		need := len(step[i].IDs)
 		row := slices.IndexFunc(room, func(left int) bool { return left >= need })
 		if row < 0 {
@@ -72,6 +67,11 @@ func firstFit(step []Sample, maxTokens int) [][]int {
 		slices.Sort(row)
 	}
 	return rows
+}
+
+// byLength returns which samples, the longest first; of equals the first stays first.
+func byLength(samples []Sample, which []int) []int {
+	return slices.SortedStableFunc(slices.Values(which), func(a, b int) int { return cmp.Compare(len(samples[b].IDs), len(samples[a].IDs)) })
 }
 
 func layRow(step []Sample, members []int, multiple int, padID int32) Row {

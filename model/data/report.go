@@ -5,15 +5,19 @@ import (
 	"strings"
 )
 
-// Report counts what became of a dataset's rows: Rows = Kept + Invalid + TooLong + NoLabel.
+// Report counts what became of the rows that were chosen, one that was chosen again each time,
+// and of those that could not be chosen: Rows = Kept + Invalid + TooLong + NoLabel.
 type Report struct {
-	Rows int `json:"rows"` // read
+	Rows int `json:"rows"`
 	Kept int `json:"kept"` // became samples, shortened ones included
 
 	Invalid   Tally `json:"invalid"`   // dropped: not a conversation, or one the template cannot write
 	TooLong   Tally `json:"too_long"`  // dropped by truncation strategy delete
 	NoLabel   Tally `json:"no_label"`  // dropped: nothing in it is trained on
 	Truncated Tally `json:"truncated"` // kept, shortened
+
+	Marked  int      `json:"marked"`            // rows with a place for a name
+	Notices []string `json:"notices,omitempty"` // what else to know
 
 	max int // rows named in a tally
 }
@@ -33,11 +37,25 @@ type Issue struct {
 
 func (i Issue) String() string { return fmt.Sprintf("%s, row %d: %s", i.File, i.Row, i.Detail) }
 
-func (r *Report) add(tally *Tally, ex Example, detail string) {
+func (o outcome) issue() Issue { return Issue{o.file, o.row, o.detail} }
+
+func (r *Report) add(out outcome) {
+	r.Rows++
+	if out.marked {
+		r.Marked++
+	}
+	tally := map[fate]*Tally{truncated: &r.Truncated, invalid: &r.Invalid, tooLong: &r.TooLong, noLabel: &r.NoLabel}[out.fate]
+	if tally == nil {
+		return
+	}
 	tally.Count++
 	if len(tally.First) < r.max {
-		tally.First = append(tally.First, Issue{ex.File, ex.Row, detail})
+		tally.First = append(tally.First, out.issue())
 	}
+}
+
+func (r *Report) notice(format string, args ...any) {
+	r.Notices = append(r.Notices, fmt.Sprintf(format, args...))
 }
 
 // Dropped is the number of rows that became no sample.

@@ -1,6 +1,7 @@
 package data
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +10,13 @@ import (
 )
 
 // readAll returns the rows that have columns, and the first error.
-func readAll(r io.Reader) (rows []int, err error) {
-	for rec, err := range records(r, "f", 1<<20) {
+func readAll(file string, r io.ReaderAt, size int64) (rows []int, err error) {
+	t, err := newText(file, nopCloser{r}, size, 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	for i := range t.Len() {
+		rec, err := t.read(i)
 		if err != nil {
 			return rows, err
 		}
@@ -48,13 +54,13 @@ func TestRecords(t *testing.T) {
 		{"object over several lines", "{\n\"query\": \"q\"\n}\n", nil, "f, row 1: "},
 		{"line that is no object", row + "\n[1]\n", []int{1}, "f, row 2: byte 0: the document is not an object"},
 		{"null", "null", nil, "f, row 1: "},
-		{"cut off array", "[" + row + "," + row[:5], []int{1}, "f, row 2: the file ends before its array does"},
-		{"open array", "[" + row, []int{1}, "f, row 2: the file ends before its array does"},
-		{"missing comma", "[" + row + row + "]", []int{1}, "f, row 2: "},
-		{"comma at the end", "[" + row + ",]", []int{1}, "f, row 2: "},
+		{"cut off array", "[" + row + "," + row[:5], nil, "f, row 2: the file ends before its array does"},
+		{"open array", "[" + row, nil, "f, row 2: the file ends before its array does"},
+		{"missing comma", "[" + row + row + "]", nil, "f, row 2: "},
+		{"comma at the end", "[" + row + ",]", nil, "f, row 2: "},
 		{"element that is no object", "[" + row + ",3]", []int{1}, "f, row 2: byte 0: the document is not an object"},
-		{"text after the array", "[" + row + "]x", []int{1}, "f: there is text after the end of the array"},
-		{"second array", "[" + row + "][]", []int{1}, "f: there is text after the end of the array"},
+		{"text after the array", "[" + row + "]x", nil, "f: there is text after the end of the array"},
+		{"second array", "[" + row + "][]", nil, "f: there is text after the end of the array"},
 		{"invalid UTF-8", "{\"a\":\"\xff\"}", nil, "f, row 1: byte 6: invalid UTF-8"},
 		{"invalid UTF-8 in an array", "[{\"a\":\"\xc3\"}]", nil, "f, row 1: byte 6: invalid UTF-8"},
 		{"raw NUL", "{\"a\":\"\x00\"}", nil, "f, row 1: "},
@@ -66,7 +72,7 @@ func TestRecords(t *testing.T) {
 		{"deep", `{"a":` + strings.Repeat("[", 100) + strings.Repeat("]", 100) + "}", nil, "nested deeper"},
 		{"very deep", `{"a":` + strings.Repeat("[", 10001) + strings.Repeat("]", 10001) + "}", nil, "f, row 1: "},
 	} {
-		rows, err := readAll(strings.NewReader(c.text))
+		rows, err := readAll("f", strings.NewReader(c.text), int64(len(c.text)))
 		if fmt.Sprint(rows) != fmt.Sprint(c.rows) {
 			t.Errorf("%s: rows %v, want %v", c.name, rows, c.rows)
 		}
@@ -79,56 +85,86 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// repeat is a file of n bytes that says text over and over.
-type repeat struct {
-	text    string
-	n, read int
+// endless is a file that says text over and over after its start.
+type endless struct {
+	start, text string
+	read        int // bytes
 }
 
-func (r *repeat) Read(p []byte) (int, error) {
-	if r.read >= r.n {
-		return 0, io.EOF
+func (e *endless) ReadAt(p []byte, at int64) (int, error) {
+	for i := range p {
+		if j := int(at) + i; j < len(e.start) {
+			p[i] = e.start[j]
+		} else {
+			p[i] = e.text[(j-len(e.start))%len(e.text)]
+		}
 	}
-	n := copy(p, r.text[r.read%len(r.text):])
-	r.read += n
-	return n, nil
+	e.read += len(p)
+	return len(p), nil
 }
 
 // A row without an end is given up on at the limit, not read whole; the limit is a row's, not
 // the file's.
 func TestRowTooLong(t *testing.T) {
-	for _, start := range []string{`{"a":"`, `[{"a":"`, `[{},{"a":"`} {
-		source := &repeat{strings.Repeat("a", 1<<12), 1 << 30, 0}
-		_, err := readAll(io.MultiReader(strings.NewReader(start), source))
-		if !errors.Is(err, errRowTooLong) || !strings.Contains(err.Error(), fmt.Sprintf("f, row %d: ", strings.Count(start, "{"))) {
-			t.Errorf("%q: %v", start, err)
+	for _, c := range []struct{ file, start, text, place string }{
+		{"f.jsonl", `{"a":"`, "a", "row 1"}, {"f.json", `[{"a":"`, "a", "row 1"}, {"f.json", `[{},{"a":"`, "a", "row 2"},
+		{"f.csv", "a\n1\n\"", "aaaaaaa\n", "row 2"}, {"f.csv", "", "a", "f.csv: "}, {"f.txt", "a\n", "a", "row 2"},
+	} {
+		source := &endless{start: c.start, text: c.text}
+		_, err := readAll(c.file, source, 1<<30)
+		if !errors.Is(err, errRowTooLong) || !strings.Contains(err.Error(), c.place) {
+			t.Errorf("%q: %v", c.start, err)
 		}
-		if source.read > 3<<20 {
-			t.Errorf("%q: %d bytes were read", start, source.read)
+		if source.read > 4<<20 {
+			t.Errorf("%q: %d bytes were read", c.start, source.read)
 		}
 	}
 	row := `{"a":"` + strings.Repeat("a", 1<<18) + `"}`
-	for _, c := range []struct{ start, sep, end string }{{"", "\n", ""}, {"[" + row, ",", "]"}} {
-		rows, err := readAll(io.MultiReader(strings.NewReader(c.start), &repeat{c.sep + row, 20 * (1 + len(row)), 0}, strings.NewReader(c.end)))
-		if err != nil || len(rows) < 20 {
-			t.Errorf("%.1q: %d rows, %v", c.start, len(rows), err)
+	for _, text := range []string{strings.Repeat(row+"\n", 20), "[" + strings.Repeat(row+",", 19) + row + "]"} {
+		rows, err := readAll("f", strings.NewReader(text), int64(len(text)))
+		if err != nil || len(rows) != 20 {
+			t.Errorf("%.1q: %d rows, %v", text, len(rows), err)
 		}
 	}
 }
 
-type failing struct{}
-
 var errDisk = errors.New("disk on fire")
 
-func (failing) Read([]byte) (int, error) { return 0, errDisk }
+// failing is a file whose end cannot be read.
+type failing struct{ text string }
+
+func (f failing) ReadAt(p []byte, at int64) (int, error) {
+	n := 0
+	if at < int64(len(f.text)) {
+		n = copy(p, f.text[at:])
+	}
+	if n < len(p) {
+		return n, errDisk
+	}
+	return n, nil
+}
 
 // A failed read is reported as itself, wherever in the file it happens.
 func TestReadError(t *testing.T) {
 	for _, text := range []string{"", "{", `{"a":1}`, `{"a":1}` + "\n", "[", `[{"a":1}`, `[{"a":1},`, `[{"a":1}]`} {
-		_, err := readAll(io.MultiReader(strings.NewReader(text), failing{}))
-		if !errors.Is(err, errDisk) {
-			t.Errorf("after %q: %v", text, err)
+		for _, file := range []string{"f.json", "f.csv", "f.txt"} {
+			if file == "f.csv" { // where quotes mean something else
+				text = strings.ReplaceAll(text, `"`, "'")
+			}
+			_, err := readAll(file, failing{text}, 1<<20)
+			if !errors.Is(err, errDisk) {
+				t.Errorf("%s after %q: %v", file, text, err)
+			}
 		}
+	}
+	const text = "{}\n{}\n"
+	table, err := newText("f", nopCloser{strings.NewReader(text)}, int64(len(text)), 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	table.in = nopCloser{strings.NewReader(text[:4])} // cut off meanwhile
+	if _, err := table.read(1); err == nil || !strings.Contains(err.Error(), "row 2 is no longer there") {
+		t.Error(err)
 	}
 }
 
@@ -145,30 +181,37 @@ func FuzzRecords(f *testing.F) {
 	tmpl := template(f, "qwen2_5")
 	c := &Chat{Template: tmpl, enc: byteEncoder{}, control: map[string]int32{imStart: 256, imEnd: 257}}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		last := 0
-		for rec, err := range records(strings.NewReader(string(text)), "f", 1<<20) {
-			if err != nil {
-				var fault *FileError
-				if !errors.As(err, &fault) {
-					t.Fatalf("%T: %v", err, err)
-				}
-				continue
-			}
-			if rec.row <= last {
-				t.Fatalf("row %d after row %d", rec.row, last)
-			}
-			last = rec.row
-			ex := Example{File: "f", Row: rec.row}
-			err := rec.example(&ex)
-			if err == nil {
-				_, err = c.sample(ex, Options{})
-			}
-			var fault *RowError
-			if err != nil && (!errors.As(err, &fault) || fault.Row != rec.row || fault.Msg == "") {
-				t.Fatalf("%T: %v", err, err)
-			}
+		for _, file := range []string{"f.jsonl", "f.csv", "f.txt"} {
+			fuzzTable(t, c, file, text)
 		}
 	})
+}
+
+// fuzzTable holds a file to what every file gives: rows in order, or errors that name them.
+func fuzzTable(t *testing.T, c *Chat, file string, text []byte) {
+	tab, err := newText(file, nopCloser{bytes.NewReader(text)}, int64(len(text)), 1<<20)
+	var fault *FileError
+	if err != nil {
+		if !errors.As(err, &fault) {
+			t.Fatalf("%T: %v", err, err)
+		}
+		return
+	}
+	d := &dataset{files: []string{file}, tables: []table{tab}, ends: []int{tab.Len()}}
+	last := 0
+	for i := range d.Len() {
+		out := encoder{c, Options{}}.encode(d, i)
+		if out.err != nil && !errors.As(out.err, &fault) {
+			t.Fatalf("%T: %v", out.err, out.err)
+		}
+		if out.row <= last {
+			t.Fatalf("row %d after row %d: %+v", out.row, last, out)
+		}
+		if (out.fate != whole) != (out.detail != "") {
+			t.Fatalf("%+v", out)
+		}
+		last = out.row
+	}
 }
 
 // byteEncoder is a tokenizer of bytes: 256 and 257 are its control tokens.
