@@ -1,0 +1,71 @@
+//go:build cuda
+
+package cuda
+
+/*
+#include "api.h"
+*/
+import "C"
+
+import "qlora/model/ops"
+
+// LoRAPackBytes is both factors in bfloat16 as the kernels read them (kernels/api.h, qk_lora).
+func (b *Backend) LoRAPackBytes(l *ops.LoRA) int64 { return packOf(l).bytes() }
+
+// pack is the bytes of each part of a LoRA's pack, in order: pack_a (Rank,in); pack_b (out,Rank), block diagonal and in
+// the weight's row order; pack_bt, B' of each module, for a backward.
+type pack struct{ a, b, bt int64 }
+
+func (p pack) bytes() int64 { return p.a + p.b + p.bt }
+
+func packOf(l *ops.LoRA) pack {
+	part := func(elements int) int64 { return aligned(int64(elements) * ops.BF16.Size()) }
+	p := pack{a: part(l.Rank * l.Weight.Cols), b: part(l.Weight.Rows() * l.Rank)}
+	if l.Weight.Back {
+		n := 0
+		for i := range l.Modules {
+			n += l.Modules[i].Rank * l.Weight.Parts[l.Modules[i].Part]
+		}
+		p.bt = part(n)
+	}
+	return p
+}
+
+// PackLoRA fills l.Pack from A and B.
+func (b *Backend) PackLoRA(l *ops.LoRA) {
+	var need int64
+	if l != nil {
+		need = packOf(l).bytes()
+	}
+	if !b.begin(ops.CheckPackLoRA(l, need), storedFactors(l)) {
+		return
+	}
+	b.launch("PackLoRA", func() C.qk_status {
+		return C.qk_lora_pack(b.lora(0, l), b.onStream())
+	}, l.Pack, l.Modules[0].A, l.Modules[0].B)
+}
+
+// storedFactors refuses A that is not float32; B is of its type.
+func storedFactors(l *ops.LoRA) error {
+	if l == nil || len(l.Modules) == 0 {
+		return nil
+	}
+	return stored("PackLoRA", "A", l.Modules[0].A, ops.F32)
+}
+
+// LoRAGrad adds to dA or dB of the modules of each job, in one launch.
+func (b *Backend) LoRAGrad(of []ops.GradJob, batch *ops.Batch) {
+	if !b.begin(ops.CheckLoRAGrad(of, batch)) || len(of) == 0 {
+		return
+	}
+	for i := range of {
+		if !b.begin(stored("LoRAGrad", "wide", of[i].Wide, ops.BF16)) {
+			return
+		}
+	}
+	all, unpin := jobs(of)
+	defer unpin()
+	b.launch("LoRAGrad", func() C.qk_status {
+		return C.qk_lora_grad(&all[0], C.int32_t(len(all)), b.batch(batch), at(b.work), b.workBytes(), b.onStream())
+	}, of[0].Wide, of[0].Low)
+}

@@ -1,0 +1,62 @@
+//go:build cuda
+
+package cuda
+
+/*
+#include "api.h"
+*/
+import "C"
+
+import "qlora/model/ops"
+
+// How much of a run one launch takes at most, where an op can take it in pieces: more would cost memory, and gain nothing.
+const (
+	klRows     = 64
+	sampleRows = 16
+	gradBytes  = 256 << 20
+	leastWork  = 1 << 20 // also for what no dimension of a run bounds
+)
+
+// WorkspaceBytes is the most that any op within d takes; they use it one after the other.
+func (b *Backend) WorkspaceBytes(d ops.Dims) int64 {
+	var most int64 = leastWork
+	err := b.do("WorkspaceBytes", func() error {
+		for _, bytes := range workOf(d) {
+			most = max(most, bytes)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0 // kept as b.fault
+	}
+	return aligned(most)
+}
+
+// workOf is what each op takes for its largest launch within d.
+func workOf(d ops.Dims) []int64 {
+	i32 := func(n int) C.int32_t { return C.int32_t(n) }
+	h := heads(ops.Heads{H: d.H, Hk: d.Hk, D: d.D})
+	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C+3*d.F // columns of x and dy of the adapters of each half of a layer
+	grads := func(T int) int64 {
+		return int64(max(
+			C.qk_lora_grad_work(i32(T), C.int64_t(attention), i32(d.Rank)),
+			C.qk_lora_grad_work(ops.GradBlock, C.int64_t(attention+feed), i32(d.Rank)),
+			C.qk_swiglu_bwd_work(i32(T), i32(d.F), i32(d.Rank), i32(d.Rank))))
+	}
+	T := d.T
+	for T > ops.GradBlock && grads(T) > gradBytes {
+		T = (T/2 + ops.GradBlock - 1) / ops.GradBlock * ops.GradBlock
+	}
+	return []int64{
+		grads(T),
+		int64(C.qk_attention_bwd_work(i32(d.T), i32(d.S), h)),
+		int64(C.qk_head_loss_work(i32(d.N), i32(d.C), i32(d.V))),
+		int64(C.qk_kl_work(i32(min(d.N, klRows)), i32(d.V))),
+		int64(C.qk_decode_attention_work(i32(d.S), h, i32(d.T))),
+		contextBytes(d.V) + int64(C.qk_sample_work(sampleRows, i32(d.V))),
+		int64(C.qk_nf4_quant_work(C.int64_t(max(d.V, 2*d.F)) * C.int64_t(d.C))),
+	}
+}
+
+// SetWorkspace gives the ops their scratch memory.
+func (b *Backend) SetWorkspace(t ops.Tensor) { b.work = t }
