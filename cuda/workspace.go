@@ -11,10 +11,11 @@ import "qlora/model/ops"
 
 // How much of a run one launch takes at most, where an op can take it in pieces: more would cost memory, and gain nothing.
 const (
-	klRows     = 64
-	sampleRows = 16
-	gradBytes  = 256 << 20
-	leastWork  = 1 << 20 // also for what no dimension of a run bounds
+	klRows       = 64
+	decodeTokens = 64
+	sampleRows   = 16
+	gradBytes    = 256 << 20
+	leastWork    = 1 << 20 // also for what no dimension of a run bounds
 )
 
 // WorkspaceBytes is the most that any op within d takes; they use it one after the other.
@@ -52,7 +53,7 @@ func workOf(d ops.Dims) []int64 {
 		int64(C.qk_attention_bwd_work(i32(d.T), i32(d.S), h)),
 		int64(C.qk_head_loss_work(i32(d.N), i32(d.C), i32(d.V))),
 		int64(C.qk_kl_work(i32(min(d.N, klRows)), i32(d.V))),
-		int64(C.qk_decode_attention_work(i32(d.S), h, i32(d.T))),
+		int64(C.qk_decode_attention_work(i32(min(d.T, decodeTokens)), h, i32(d.Context))),
 		contextBytes(d.V) + int64(C.qk_sample_work(sampleRows, i32(d.V))),
 		int64(C.qk_nf4_quant_work(C.int64_t(max(d.V, 2*d.F)) * C.int64_t(d.C))),
 	}

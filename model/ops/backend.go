@@ -50,6 +50,7 @@ type Dims struct {
 	T, S, N        int
 	C, F, V        int
 	H, Hk, D, Rank int
+	Context        int // positions a sequence of the KV cache, 0 without one
 	Training       bool
 }
 

@@ -66,7 +66,7 @@ func (m *Model) layout() *layout {
 		rank = max(rank, a.Rank)
 	}
 	work := m.b.WorkspaceBytes(ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
-		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, Training: o.Training})
+		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, Context: o.Context, Training: o.Training})
 	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(work))
 	return l
 }

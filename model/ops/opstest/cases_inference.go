@@ -21,6 +21,7 @@ func decodeCases() []Case {
 		h, narrow := m.h, m.h.H*m.h.D
 		fill, next := decodeBatches(prompt)
 		c := newCase("DecodeAttention", Small, m, fill, a.rank(), "sequences %d positions %d %v", n, positions, a)
+		c.plan.dims.Context = positions
 		if positions > 1000 {
 			c.Size = Bench
 		}
@@ -137,7 +138,7 @@ func nf4Cases() []Case {
 		if double {
 			c.Name += " double"
 		}
-		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 1 + n/8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
 		c.plan.wire = func(r *rig) func() {
 			src := r.in("src", func(i int) float64 { return math.Sin(float64(i)*1.7) * float64(1+i/64%7) }, n)
 			dst := r.out("dst", byProduct, n)
