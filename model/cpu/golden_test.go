@@ -6,24 +6,16 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"path/filepath"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/ops"
 )
-
-// golden is the folder of golden data: QLORA_GOLDEN, or the repository's own.
-func golden() string {
-	if dir := os.Getenv("QLORA_GOLDEN"); dir != "" {
-		return dir
-	}
-	return filepath.Join("..", "..", "testdata", "golden")
-}
 
 // goldenTensors reads a safetensors file into tensors of an arena of b.
 func goldenTensors(t *testing.T, b ops.Backend, path ...string) map[string]ops.Tensor {
 	t.Helper()
-	name := filepath.Join(append([]string{golden()}, path...)...)
+	name := golden.Path(t, path...)
 	data, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)

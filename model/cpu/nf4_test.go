@@ -7,13 +7,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/ops"
 )
 
 // TestNF4Golden quantises and dequantises what bitsandbytes did on its CPU device, and dequantises what it quantised on
 // CUDA, with and without double quantisation: every bit must be the same.
 func TestNF4Golden(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(golden(), "nf4", "index.json"))
+	text, err := os.ReadFile(golden.Path(t, "nf4", "index.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -21,7 +22,7 @@ func TestNF4Golden(t *testing.T) {
 	if err := json.Unmarshal(text, &index); err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob(filepath.Join(golden(), "nf4", "*.safetensors"))
+	files, err := filepath.Glob(golden.Path(t, "nf4", "*.safetensors"))
 	if err != nil || len(files) == 0 || len(files) != len(index.Cases) {
 		t.Fatalf("%d golden files for %d cases in index.json: %v", len(files), len(index.Cases), err)
 	}

@@ -4,9 +4,9 @@ import (
 	"encoding/json"
 	"math"
 	"os"
-	"path/filepath"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/ops"
 )
 
@@ -14,7 +14,7 @@ import (
 func TestSamplingGolden(t *testing.T) {
 	for _, model := range []string{"mini", "mini_untied"} {
 		t.Run(model, func(t *testing.T) {
-			text, err := os.ReadFile(filepath.Join(golden(), "generation", model, "sampling.json"))
+			text, err := os.ReadFile(golden.Path(t, "generation", model, "sampling.json"))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -13,14 +13,6 @@ import (
 
 const fixtures = "../../testdata/tokenizer"
 
-// goldenDir is the folder of golden data; QLORA_GOLDEN names another set.
-func goldenDir() string {
-	if dir := os.Getenv("QLORA_GOLDEN"); dir != "" {
-		return filepath.Join(dir, "tokenizer")
-	}
-	return "../../testdata/golden/tokenizer"
-}
-
 func readGzip(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

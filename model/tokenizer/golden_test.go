@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 	"unicode"
+
+	"qlora/internal/golden"
 )
 
 type encodeRow struct {
@@ -35,7 +37,7 @@ func newer(text string) bool {
 // TestGoldenEncode compares with what the tokenizers library computed for Qwen2.5.
 func TestGoldenEncode(t *testing.T) {
 	tok := qwen(t)
-	rows := readRows[encodeRow](t, filepath.Join(goldenDir(), "encode.jsonl.gz"), 1)
+	rows := readRows[encodeRow](t, golden.Path(t, "tokenizer", "encode.jsonl.gz"), 1)
 	differ := 0
 	for _, row := range rows {
 		asText, decoded, skipped := row.IDs, row.Text, row.Text
@@ -75,7 +77,7 @@ func TestGoldenDecode(t *testing.T) {
 		Text    string  `json:"text"`
 		Skipped string  `json:"text_skip_special"`
 	}
-	for _, r := range readRows[row](t, filepath.Join(goldenDir(), "decode.jsonl.gz"), 1) {
+	for _, r := range readRows[row](t, golden.Path(t, "tokenizer", "decode.jsonl.gz"), 1) {
 		if got := tok.Decode(r.IDs); got != r.Text {
 			t.Errorf("row %d: %q, want %q", r.I, got, r.Text)
 		}
@@ -99,7 +101,7 @@ func TestGoldenInfo(t *testing.T) {
 		Base        int              `json:"vocab_size"`
 		All         int              `json:"vocab_size_with_added"`
 	}
-	data, err := os.ReadFile(filepath.Join(goldenDir(), "info.json"))
+	data, err := os.ReadFile(golden.Path(t, "tokenizer", "info.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"qlora/internal/golden"
 )
 
 // tiny is a tokenizer.json of three letters; the tests replace parts of it.
@@ -181,7 +183,7 @@ func TestFromVocabQwen(t *testing.T) {
 	if tok.VocabSize() != want.VocabSize() || tok.EOS() != want.EOS() {
 		t.Errorf("size %d, eos %d", tok.VocabSize(), tok.EOS())
 	}
-	for _, row := range readRows[encodeRow](t, goldenDir()+"/encode.jsonl.gz", 1) {
+	for _, row := range readRows[encodeRow](t, golden.Path(t, "tokenizer", "encode.jsonl.gz"), 1) {
 		if !slices.Equal(tok.Encode(row.Text), want.Encode(row.Text)) ||
 			!slices.Equal(tok.EncodeSpecial(row.Text), want.EncodeSpecial(row.Text)) {
 			t.Errorf("row %d: other ids than from tokenizer.json", row.I)

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"testing"
 	"unicode/utf8"
+
+	"qlora/internal/golden"
 )
 
 // checkRoundTrip encodes any bytes with both tokenizers: no special token comes
@@ -68,7 +70,7 @@ func FuzzRoundTrip(f *testing.F) {
 }
 
 func TestRoundTripGolden(t *testing.T) {
-	for _, row := range readRows[encodeRow](t, goldenDir()+"/encode.jsonl.gz", 1) {
+	for _, row := range readRows[encodeRow](t, golden.Path(t, "tokenizer", "encode.jsonl.gz"), 1) {
 		checkRoundTrip(t, row.Text)
 	}
 }

@@ -2,19 +2,20 @@ package tokenizer
 
 import (
 	"math"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"qlora/internal/golden"
 )
 
 // sampleText is 100 kB or a little more of the golden strings of each category.
 func sampleText(t testing.TB, cats ...string) string {
 	t.Helper()
-	rows := readRows[encodeRow](t, filepath.Join(goldenDir(), "encode.jsonl.gz"), 1)
+	rows := readRows[encodeRow](t, golden.Path(t, "tokenizer", "encode.jsonl.gz"), 1)
 	var all strings.Builder
 	for _, cat := range cats {
 		var b strings.Builder

@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/dlclark/regexp2"
+
+	"qlora/internal/golden"
 )
 
 // The patterns themselves, run by a backtracking engine. Two things differ from
@@ -55,7 +57,7 @@ func TestSplit(t *testing.T) {
 				}
 				checkSplit(t, m.split, re, strings.ToValidUTF8(string(text), "\ufffd"))
 			}
-			for _, row := range readRows[encodeRow](t, goldenDir()+"/encode.jsonl.gz", 1) {
+			for _, row := range readRows[encodeRow](t, golden.Path(t, "tokenizer", "encode.jsonl.gz"), 1) {
 				checkSplit(t, m.split, re, row.Text)
 			}
 		})
