@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -109,6 +110,7 @@ func (p *literal) container(dst []byte, depth int) ([]byte, error) {
 	shut := map[byte]byte{'[': ']', '(': ')', '{': '}'}[open]
 	p.pos++
 	p.space()
+	at := len(dst)
 	if open == '{' {
 		dst = append(dst, '{')
 	} else {
@@ -142,8 +144,9 @@ func (p *literal) container(dst []byte, depth int) ([]byte, error) {
 			p.space()
 		case c != shut:
 			return nil, fmt.Errorf("neither a comma nor %q", shut)
-		case open == '(' && n == 0:
-			return nil, errors.New("parentheses without a comma are no tuple")
+		case open == '(' && n == 0: // parentheses without a comma are no tuple
+			p.pos++
+			return slices.Delete(dst, at, at+1), nil
 		}
 	}
 	p.pos++
