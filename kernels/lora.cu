@@ -1,0 +1,206 @@
+/* LoRA: the bf16 packs of its factors, and the low-rank products for ops that do not make them themselves.
+
+Math    pack_a = A, pack_b = B, pack_bt = B', rounded, in the weight's row order
+        down: u = s * dropout(x) * A';  up: du = s * dy * B;  back: dx += mask * (du * A)
+Shapes  x, dx (T,in), dy (T,out), u, du (T,Rt) bf16; a (R,in), b (rows,R) f32        Limits  lora_check
+Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
+        the tokens beside it. Up to few_tokens tokens take another kernel, which sums in another order.
+Bound   memory: x or dy once (down, up), dx twice (back)
+Form    Blocks of 16 tokens by the whole row, so that A is read T/16 times from L2 and not T times; mma.sync on fragments
+        loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card.
+Oracle  model/cpu/lora.go */
+#include "lora.cuh"
+
+qk_status lora_check(const char *name, const qk_lora *l) {
+  if (!l) return QK_OK;
+  if (l->n < 1 || l->n > QK_MAX_MODULES) return qk_fail(QK_BAD_ARGUMENT, "%s: a LoRA of %d modules; 1 to %d", name, l->n, QK_MAX_MODULES);
+  if (l->in % 8 || l->out % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: a LoRA from %d to %d columns; both must be divisible by 8", name, l->in, l->out);
+  int columns = 0;
+  for (int i = 0; i < l->n; i++) {
+    const qk_module &m = l->m[i];
+    if (m.rank < 1 || m.rank > QK_MAX_RANK) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d has rank %d; 1 to %d", name, i, m.rank, QK_MAX_RANK);
+    if (m.col != columns) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d begins at column %d of u, not at %d", name, i, m.col, columns);
+    if (m.rows % 8 || m.row % 8 || m.row + m.rows > l->out) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d has rows %d to %d of %d; multiples of 8 within them", name, i, m.row, m.row + m.rows, l->out);
+    if (m.threshold > 65535) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d has dropout threshold %u; at most 65535", name, i, m.threshold);
+    columns += m.rank;
+  }
+  if (columns != l->rank) return qk_fail(QK_BAD_ARGUMENT, "%s: the modules' ranks add up to %d, not %d", name, columns, l->rank);
+  return QK_OK;
+}
+
+/* ---- Packs. A thread an element of each in turn. */
+
+__global__ void lora_pack_kernel(const __grid_constant__ qk_lora l) {
+  const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t e = first; e < (int64_t)l.out * l.rank; e += step) {
+    const int64_t column = e / l.rank;
+    const int k = e % l.rank;
+    int m = 0;
+    while (m + 1 < l.n && k >= l.m[m + 1].col) m++;
+    const int c = part_place(l, l.m[m], column);
+    const float *b = (const float *)l.m[m].b;
+    ((bf16 *)l.pack_b)[e] = __float2bfloat16(c < 0 ? 0.f : b[(int64_t)own_row(l, l.m[m], c) * l.m[m].rank + k - l.m[m].col]);
+  }
+  for (int m = 0; m < l.n; m++) {
+    const qk_module &mod = l.m[m];
+    const float *a = (const float *)mod.a, *b = (const float *)mod.b;
+    bf16 *to = (bf16 *)l.pack_a + (int64_t)mod.col * l.in;
+    for (int64_t e = first; e < (int64_t)mod.rank * l.in; e += step) to[e] = __float2bfloat16(a[e]);
+    if (!l.pack_bt) continue;
+    to = (bf16 *)l.pack_bt + bt_offset(l, m);
+    for (int64_t e = first; e < (int64_t)mod.rank * mod.rows; e += step) {
+      const int r = e / mod.rows, c = e % mod.rows;
+      to[e] = __float2bfloat16(b[(int64_t)own_row(l, mod, c) * mod.rank + r]);
+    }
+  }
+}
+
+/* ---- down and up: one kernel, as B' stands where A does. */
+
+enum down_side { DOWN, UP };
+
+/* What module m of either side multiplies: a (rank, K), column c of the K being column at(c) of x. */
+template <down_side Side> struct down_operand {
+  const bf16 *a;
+  int K;
+  uint32_t threshold;
+  QK_DEVICE_MEMBER down_operand(const qk_lora &l, int m)
+      : a(Side == DOWN ? (const bf16 *)l.pack_a + (int64_t)l.m[m].col * l.in : (const bf16 *)l.pack_bt + bt_offset(l, m)),
+        K(Side == DOWN ? l.in : l.m[m].rows), threshold(Side == DOWN ? l.m[m].threshold : 0) {}
+  QK_DEVICE_MEMBER int64_t at(const qk_lora &l, int m, int c) const { return Side == DOWN ? c : part_column(l, l.m[m], c); }
+};
+
+constexpr int down_warps = 16;
+
+/* Block (tile of tokens, module). */
+template <down_side Side>
+__global__ void __launch_bounds__(down_warps * 32, 1)
+    lora_down_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
+  __shared__ float shared[down_warps * 256];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, m = blockIdx.y;
+  const int t0 = first + lane / 4, t1 = t0 + 8;
+  const down_operand<Side> operand(l, m);
+  const int ld = Side == DOWN ? l.in : l.out;
+  const bf16 *x0 = x + (int64_t)t0 * ld, *x1 = x + (int64_t)t1 * ld;
+  dropout_token token0 = {}, token1 = {};
+  uint2 key = {};
+  if (operand.threshold) key = batch.key(), token0 = dropout_token_of(batch, t0, T), token1 = dropout_token_of(batch, t1, T);
+
+  float acc[lora_rank_tiles][4] = {};
+#pragma unroll 4
+  for (int base = warp * 32; base < operand.K; base += down_warps * 32) {
+    const int c = base + 8 * (lane % 4);
+    const bool inside = c < operand.K;
+    const int64_t at = operand.at(l, m, inside ? c : 0);
+    uint4 v0 = load16(x0 + at, inside && t0 < T), v1 = load16(x1 + at, inside && t1 < T);
+    if (operand.threshold) {
+      v0 = masked(v0, dropout_mask(key, c / 8, token0, l.m[m].stream, operand.threshold));
+      v1 = masked(v1, dropout_mask(key, c / 8, token1, l.m[m].stream, operand.threshold));
+    }
+    down_multiply(acc, operand.a, l.m[m].rank, operand.K, c, v0, v1, lane);
+  }
+  down_store<down_warps>(u, l.rank, l.m[m].col, l.m[m].rank, acc, l.m[m].scale * dropout_scale(operand.threshold), shared,
+                         first, T);
+}
+
+/* Few tokens: block (token, column of u). */
+constexpr int few_tokens = 8, few_threads = 256;
+
+template <down_side Side>
+__global__ void __launch_bounds__(few_threads)
+    lora_down_few_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch) {
+  __shared__ float shared[few_threads / 32];
+  const int t = blockIdx.x, column = blockIdx.y;
+  int m = 0;
+  while (m + 1 < l.n && column >= l.m[m + 1].col) m++;
+  const down_operand<Side> operand(l, m);
+  const bf16 *row = x + (int64_t)t * (Side == DOWN ? l.in : l.out);
+  const bf16 *a = operand.a + (int64_t)(column - l.m[m].col) * operand.K;
+  dropout_token token = {};
+  uint2 key = {};
+  if (operand.threshold) key = batch.key(), token = dropout_token_of(batch, t, t + 1);
+
+  float sum = 0;
+#pragma unroll 2
+  for (int c = 8 * threadIdx.x; c < operand.K; c += 8 * few_threads) {
+    uint4 v = load16(row + operand.at(l, m, c));
+    if (operand.threshold) v = masked(v, dropout_mask(key, c / 8, token, l.m[m].stream, operand.threshold));
+    float f[8], w[8];
+    unpack8(f, v), unpack8(w, load16(a + c));
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum = fmaf(f[j], w[j], sum);
+  }
+  for (int o = 16; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x) return;
+  for (int w = 1; w < few_threads / 32; w++) sum += shared[w];
+  u[(int64_t)t * l.rank + column] = __float2bfloat16(sum * l.m[m].scale * dropout_scale(operand.threshold));
+}
+
+template <down_side Side>
+static qk_status run_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
+  if (const qk_status status = lora_check(name, l)) return status;
+  if (Side == UP && !l->pack_bt) return qk_fail(QK_BAD_ARGUMENT, "%s: du needs pack_bt", name);
+  if (b->T <= few_tokens)
+    lora_down_few_kernel<Side><<<dim3(b->T, l->rank), few_threads, 0, stream>>>(u, x, *l, dropout_batch(b));
+  else
+    lora_down_kernel<Side><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(u, x, *l, dropout_batch(b), b->T);
+  return qk_launched(name, cudaGetLastError());
+}
+
+qk_status lora_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
+  return run_down<DOWN>(name, u, x, l, b, stream);
+}
+qk_status lora_up(const char *name, bf16 *du, const bf16 *dy, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
+  return run_down<UP>(name, du, dy, l, b, stream);
+}
+
+/* ---- back. Block (tile of tokens, run of chunks). */
+
+constexpr int back_warps = 8, back_chunks = 4;  // chunks of 64 columns a warp
+
+__global__ void __launch_bounds__(back_warps * 32)
+    lora_back_kernel(bf16 *dx, const bf16 *du, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
+  __shared__ back_tile tile;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, q = lane % 4;
+  const int t[2] = {first + lane / 4, first + lane / 4 + 8};
+  const uint2 key = batch.key();
+  const dropout_token tokens[2] = {dropout_token_of(batch, t[0], T), dropout_token_of(batch, t[1], T)};
+  back_load(tile, du, l, first, T);
+  __syncthreads();
+  for (int chunk = 0; chunk < back_chunks; chunk++) {
+    const int base = ((blockIdx.y * back_chunks + chunk) * back_warps + warp) * 64;
+    if (base >= l.in) return;
+    float sum[8][4] = {};
+    back_multiply(sum, tile, l, base, key, tokens, lane);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const int c = base + 16 * q + 8 * (k % 2);
+      if (t[k / 2] >= T || c >= l.in) continue;
+      uint4 *place = (uint4 *)(dx + (int64_t)t[k / 2] * l.in + c);
+      float f[8];
+      unpack8(f, *place);
+#pragma unroll
+      for (int j = 0; j < 8; j++) f[j] += sum[j][k];
+      *place = pack8(f);
+    }
+  }
+}
+
+qk_status lora_back(const char *name, bf16 *dx, const bf16 *du, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
+  if (const qk_status status = lora_check(name, l)) return status;
+  const int width = 64 * back_warps * back_chunks;
+  lora_back_kernel<<<dim3(lora_tiles(b->T), (l->in + width - 1) / width), back_warps * 32, 0, stream>>>(dx, du, *l, dropout_batch(b), b->T);
+  return qk_launched(name, cudaGetLastError());
+}
+
+extern "C" qk_status qk_lora_pack(const qk_lora *l, qk_stream s) {
+  const char *name = "qk_lora_pack";
+  if (!l) return qk_fail(QK_BAD_ARGUMENT, "%s: no LoRA", name);
+  if (const qk_status status = lora_check(name, l)) return status;
+  if (l->kind == QK_QKV && (l->h.D < 2 || l->h.D % 2)) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d", name, l->h.D);
+  const int64_t most = (int64_t)(l->in > l->out ? l->in : l->out) * l->rank;
+  lora_pack_kernel<<<(unsigned)((most + 255) / 256), 256, 0, (cudaStream_t)s>>>(*l);
+  return qk_launched(name, cudaGetLastError());
+}

@@ -1,0 +1,135 @@
+/* The small products of a LoRA (model/ops: "LoRA in one picture") for kernels that hold a tile of 16 tokens, and the
+launchers of those products alone.
+
+down   u = s * dropout(x) * A'        also du = s * dy * B, where B' takes the place of A
+back   dx += mask * (du * A)
+
+In down a warp walks over x in chunks of 32 columns: lane 4i + q holds, of tokens i and i + 8, the eight columns from 8q,
+which are eight k of the product and one block of dropout lanes. In back a chunk is 64 columns: the lane holds the sixteen
+columns from 16q, two blocks of dropout lanes. */
+#pragma once
+
+#include "dropout.cuh"
+#include "layout.cuh"
+#include "mma.cuh"
+#include "status.h"
+
+constexpr int lora_tokens = 16;                  // of a tile
+constexpr int lora_rank_tiles = QK_MAX_RANK / 8;  // n tiles of the largest module
+
+/* Launchers: what a fused op that does not yet make u, du itself calls after or before it. */
+
+/* u (T,Rt) = s * dropout(x) * A', x (T,in). */
+qk_status lora_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
+/* du (T,Rt) = s * dy * B, dy (T,out). */
+qk_status lora_up(const char *name, bf16 *du, const bf16 *dy, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
+/* dx (T,in) += mask * (du * A), du (T,Rt). */
+qk_status lora_back(const char *name, bf16 *dx, const bf16 *du, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
+/* Whether the limits of api.h hold. l may be null. */
+qk_status lora_check(const char *name, const qk_lora *l);
+
+/* Tile rows are launched one a block. */
+static inline unsigned lora_tiles(int T) { return (T + lora_tokens - 1) / lora_tokens; }
+
+/* ---- down */
+
+/* Adds the products of one chunk: v of token i and of token i + 8, at column (the lane's own, K and beyond: zeros) with the
+rows of a (rank,K). Ranks beyond Tiles * 8 are left out. */
+template <int Tiles>
+QK_DEVICE void down_multiply(float (&acc)[Tiles][4], const bf16 *a, int rank, int K, int column, const uint4 &v0,
+                             const uint4 &v1, int lane) {
+#pragma unroll
+  for (int n = 0; n < Tiles; n++) {
+    if (8 * n >= rank) break;
+    const int r = 8 * n + lane / 4;
+    const uint4 w = load16(a + (int64_t)r * K + column, r < rank && column < K);
+    mma_k16(acc[n], v0.x, v1.x, v0.y, v1.y, w.x, w.y);
+    mma_k16(acc[n], v0.z, v1.z, v0.w, v1.w, w.z, w.w);
+  }
+}
+
+/* Sums the tiles of the block's warps in order of the warps and writes columns col.. of u (T,ld). shared: Warps * 256
+floats. For all threads of the block, between whose uses of shared it synchronises. */
+template <int Warps, int Tiles>
+QK_DEVICE void down_store(bf16 *u, int ld, int col, int rank, const float (&acc)[Tiles][4], float scale, float *shared,
+                          int first, int T) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
+#pragma unroll
+  for (int n0 = 0; n0 < Tiles; n0 += 2) {
+    if (8 * n0 >= rank) break;
+    __syncthreads();
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      float *tile = shared + (warp * 2 + h) * 128;
+      *(float2 *)(tile + i * 8 + 2 * q) = make_float2(acc[n0 + h][0], acc[n0 + h][1]);
+      *(float2 *)(tile + (i + 8) * 8 + 2 * q) = make_float2(acc[n0 + h][2], acc[n0 + h][3]);
+    }
+    __syncthreads();
+    for (int o = threadIdx.x; o < 256; o += Warps * 32) {
+      const int t = first + o % 128 / 8, r = 8 * (n0 + o / 128) + o % 8;
+      if (t >= T || r >= min(rank, 8 * Tiles)) continue;
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < Warps; w++) sum += shared[w * 256 + o];
+      u[(int64_t)t * ld + col + r] = __float2bfloat16(scale * sum);
+    }
+  }
+}
+
+/* ---- back */
+
+/* du of the tile's tokens in shared memory, each module's ranks padded with zeros to a multiple of 8. The stride lets the
+lanes of a fragment meet 32 banks. */
+constexpr int back_stride = QK_MAX_MODULES * QK_MAX_RANK + 8;
+typedef bf16 back_tile[lora_tokens][back_stride];
+
+/* Fills it; the caller synchronises. */
+QK_DEVICE void back_load(back_tile &tile, const bf16 *du, const qk_lora &l, int first, int T) {
+  int padded = 0;
+  for (int m = 0; m < l.n; m++) {
+    const int rank = l.m[m].rank, width = (rank + 7) / 8 * 8;
+    for (int e = threadIdx.x; e < lora_tokens * width; e += blockDim.x) {
+      const int t = e / width, r = e % width;
+      tile[t][padded + r] = r < rank && first + t < T ? du[(int64_t)(first + t) * l.rank + l.m[m].col + r] : (bf16)0.f;
+    }
+    padded += width;
+  }
+}
+
+/* Adds mask * (du * A) of all modules at the 64 columns from base. sum[j][2h + g]: token i + 8h, column base + 16q + 8g + j;
+both tokens' parts of the dropout counter are given. */
+QK_DEVICE void back_multiply(float (&sum)[8][4], const back_tile &tile, const qk_lora &l, int base, uint2 key,
+                             const dropout_token (&tokens)[2], int lane) {
+  const int i = lane / 4, q = lane % 4;
+  int padded = 0;
+  for (int m = 0; m < l.n; m++) {
+    const qk_module &mod = l.m[m];
+    const bf16 *a = (const bf16 *)l.pack_a + (int64_t)mod.col * l.in + base + 8 * i;
+    const bool inside = base + 8 * i < l.in;
+    float acc[8][4] = {};
+    for (int r0 = 0; r0 < mod.rank; r0 += 8) {
+      const int r = r0 + 2 * q;
+      const uint4 w0 = load16(a + (int64_t)r * l.in, inside && r < mod.rank);
+      const uint4 w1 = load16(a + (int64_t)(r + 1) * l.in, inside && r + 1 < mod.rank);
+      const uint32_t a0 = *(const uint32_t *)&tile[i][padded + r], a1 = *(const uint32_t *)&tile[i + 8][padded + r];
+#pragma unroll
+      for (int j = 0; j < 8; j++) mma_k8(acc[j], a0, a1, pair_of(w0, w1, j));
+    }
+    padded += (mod.rank + 7) / 8 * 8;
+    if (mod.threshold == 0) {
+#pragma unroll
+      for (int j = 0; j < 8; j++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) sum[j][k] += acc[j][k];
+      continue;
+    }
+    const float scale = dropout_scale(mod.threshold);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const uint4 keep = dropout_mask(key, (base + 16 * q) / 8 + k % 2, tokens[k / 2], mod.stream, mod.threshold);
+#pragma unroll
+      for (int j = 0; j < 8; j++)
+        if (word(keep, j / 2) >> (j % 2 * 16) & 1) sum[j][k] = fmaf(scale, acc[j][k], sum[j][k]);
+    }
+  }
+}
