@@ -37,26 +37,36 @@ func (b *Backend) WorkspaceBytes(d ops.Dims) int64 {
 func workOf(d ops.Dims) []int64 {
 	i32 := func(n int) C.int32_t { return C.int32_t(n) }
 	h := heads(ops.Heads{H: d.H, Hk: d.Hk, D: d.D})
-	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C+3*d.F // columns of x and dy of the adapters of each half of a layer
-	grads := func(T int) int64 {
-		return int64(max(
-			C.qk_lora_grad_work(i32(T), C.int64_t(attention), i32(d.Rank)),
-			C.qk_lora_grad_work(ops.GradBlock, C.int64_t(attention+feed), i32(d.Rank)),
-			C.qk_swiglu_bwd_work(i32(T), i32(d.F), i32(d.Rank), i32(d.Rank))))
-	}
-	T := d.T
-	for T > ops.GradBlock && grads(T) > gradBytes {
-		T = (T/2 + ops.GradBlock - 1) / ops.GradBlock * ops.GradBlock
-	}
-	return []int64{
-		grads(T),
-		int64(C.qk_attention_bwd_work(i32(d.T), i32(d.S), h)),
+	all := []int64{
 		int64(C.qk_head_loss_work(i32(d.N), i32(d.C), i32(d.V))),
 		int64(C.qk_kl_work(i32(min(d.N, klRows)), i32(d.V))),
-		int64(C.qk_decode_attention_work(i32(min(d.T, decodeTokens)), h, i32(d.Context))),
 		contextBytes(d.V) + int64(C.qk_sample_work(sampleRows, i32(d.V))),
-		int64(C.qk_nf4_quant_work(C.int64_t(max(d.V, 2*d.F)) * C.int64_t(d.C))),
+		int64(C.qk_nf4_quant_work(C.int64_t(max(d.F, d.C)) * C.int64_t(d.C))),
 	}
+	if d.Context > 0 {
+		all = append(all, int64(C.qk_decode_attention_work(i32(min(d.T, decodeTokens)), h, i32(d.Context))))
+	}
+	if d.Training {
+		all = append(all, int64(C.qk_attention_bwd_work(i32(d.T), i32(d.S), h)), gradWork(d))
+	}
+	return all
+}
+
+// gradWork is what the gradients of the adapters take: all tokens at once unless that is more than gradBytes.
+func gradWork(d ops.Dims) int64 {
+	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C+3*d.F // columns of x and dy of the adapters of each half of a layer
+	work := func(T int) int64 {
+		rank := C.int32_t(d.Rank)
+		return int64(max(
+			C.qk_lora_grad_work(C.int32_t(T), C.int64_t(attention), rank),
+			C.qk_lora_grad_work(ops.GradBlock, C.int64_t(attention+feed), rank),
+			C.qk_swiglu_bwd_work(C.int32_t(T), C.int32_t(d.F), rank, rank)))
+	}
+	T := d.T
+	for T > ops.GradBlock && work(T) > gradBytes {
+		T = (T/2 + ops.GradBlock - 1) / ops.GradBlock * ops.GradBlock
+	}
+	return work(T)
 }
 
 // SetWorkspace gives the ops their scratch memory.

@@ -38,6 +38,14 @@ func (b onCard) NewArena(bytes int64) (ops.Buffer, error) {
 	return arena, err
 }
 
+// loadRate says how fast weights went to the card, "" for another backend.
+func loadRate(b ops.Backend) string {
+	if card, ok := b.(onCard); ok {
+		return fmt.Sprintf(", loaded at %.1f GB/s", card.Loaded().GBps())
+	}
+	return ""
+}
+
 // isDeviceFault tells the fault of a card from other errors.
 func isDeviceFault(err error) bool { return isA[*cuda.DeviceError](err) }
 

@@ -16,5 +16,8 @@ func checkCUDA() []finding {
 	return []finding{{"cuda", warning, withoutCUDA.reason, "training runs on the processor; for the card, " + withoutCUDA.fix}}
 }
 
+// loadRate says how fast weights went to a card.
+func loadRate(ops.Backend) string { return "" }
+
 // isDeviceFault tells the fault of a card from other errors.
 func isDeviceFault(error) bool { return false }

@@ -207,7 +207,7 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	if err != nil {
 		return err
 	}
-	e.logf("memory: %s in all, weights in %s; adapter: %d parameters on %d modules", gib(uint64(run.Model.Plan.Bytes)), dtypeNames[dtype], set.Len(), set.Modules())
+	e.logf("memory: %s in all, weights in %s%s; adapter: %d parameters on %d modules", gib(uint64(run.Model.Plan.Bytes)), dtypeNames[dtype], loadRate(run.Backend), set.Len(), set.Modules())
 	run.Set, run.Base = set, lora.Base{Name: lora.PortableName(b.HubID, cmp.Or(b.File, b.Dir)), Fingerprint: fingerprint}
 	return ops.WriteF32(run.Backend, run.Model.Params, params)
 }
