@@ -155,20 +155,23 @@ func (b *Backend) fail(err error) {
 
 // launch calls a launcher. The tensors are what the log shows of it, the outputs first.
 func (b *Backend) launch(op string, launcher func() C.qk_status, tensors ...ops.Tensor) {
-	b.log.add(op, tensors)
+	this := b.log.add(op, tensors)
 	var refused error
-	_ = b.do(op, func() error { // kept as b.fault
+	err := b.do(op, func() error {
 		status, err := launched(launcher())
 		switch {
 		case status == launchFailed:
 			return err
 		case err != nil:
-			refused = fmt.Errorf("cuda: %s: %w", &b.log.ring[(b.log.n-1)%kept], err)
+			refused = fmt.Errorf("cuda: %v: %w", this, err)
 		case b.opt.SyncOps:
 			return b.stream.Synchronize()
 		}
 		return nil
 	})
+	if err != nil {
+		b.fault.Op = this.String()
+	}
 	b.fail(refused)
 }
 

@@ -11,7 +11,7 @@ import (
 
 // DeviceError is a fault of the card. It is final: CUDA has lost the context, and only a new process gets another.
 type DeviceError struct {
-	Op       string   // where the fault showed, which is at or after the launch at fault, unless Exact
+	Op       string   // where the fault showed, with its tensors: at or after the launch at fault, unless Exact
 	Exact    bool     // each launch was waited for: Op is the one at fault
 	Cause    error    // the driver's or the runtime's
 	Launches []string // the last ones before it, oldest first
@@ -51,10 +51,11 @@ type launch struct {
 	n       int
 }
 
-func (l *launches) add(op string, tensors []ops.Tensor) {
+func (l *launches) add(op string, tensors []ops.Tensor) *launch {
 	at := &l.ring[l.n%kept]
 	at.op, at.n = op, copy(at.tensors[:], tensors)
 	l.n++
+	return at
 }
 
 // list is the launches kept, oldest first.
