@@ -1,6 +1,7 @@
 package qwen2
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 
@@ -111,7 +112,7 @@ func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
 		}
 		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: finite(t)}
 		if t.DType == weights.BF16 {
-			parts[i].ReadBF16 = t.ReadRowsRaw
+			parts[i].ReadBF16 = finiteRaw(t)
 		}
 		if w.spec.Bias {
 			b, err := readVector(src, name+".bias", rows)
@@ -138,11 +139,40 @@ func finite(t *weights.Tensor) func(dst []float32, row, n int) error {
 		const exponent = 0x7f800000 // all ones: not a finite number
 		for i, v := range dst {
 			if math.Float32bits(v)&exponent == exponent {
-				return fmt.Errorf("%s: row %d, column %d is %v: the model file is damaged", t.Name, row+i/(len(dst)/n), i%(len(dst)/n), v)
+				return notFinite(t, row, i, v)
 			}
 		}
 		return nil
 	}
+}
+
+// finiteRaw is finite of the stored bytes of a bfloat16 tensor.
+func finiteRaw(t *weights.Tensor) func(dst []byte, row, n int) error {
+	return func(dst []byte, row, n int) error {
+		if err := t.ReadRowsRaw(dst, row, n); err != nil {
+			return err
+		}
+		// Of four numbers at once: an exponent of all ones, and no other, carries into the sign's place.
+		const exponents, carry, signs = 0x7f80_7f80_7f80_7f80, 0x0080_0080_0080_0080, 0x8000_8000_8000_8000
+		rest := dst
+		for ; len(rest) >= 8; rest = rest[8:] {
+			if (binary.LittleEndian.Uint64(rest)&exponents+carry)&signs != 0 {
+				break
+			}
+		}
+		for ; len(rest) > 0; rest = rest[2:] {
+			bits := uint32(binary.LittleEndian.Uint16(rest)) << 16
+			if bits&0x7f800000 == 0x7f800000 {
+				return notFinite(t, row, (len(dst)-len(rest))/2, math.Float32frombits(bits))
+			}
+		}
+		return nil
+	}
+}
+
+// notFinite refuses element i, counted from a row on.
+func notFinite(t *weights.Tensor, row, i int, v float32) error {
+	return fmt.Errorf("%s: row %d, column %d is %v: the model file is damaged", t.Name, row+i/t.RowLen(), i%t.RowLen(), v)
 }
 
 // readVector reads a tensor of one dimension.

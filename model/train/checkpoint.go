@@ -94,7 +94,7 @@ func (l *loop) save() error {
 // fill writes a checkpoint's files into dir.
 func (l *loop) fill(dir string) error {
 	m := l.Model
-	params, err := ops.ReadF32(l.Backend, m.Params)
+	params, err := l.readFinite(m.Params, "parameter ")
 	if err != nil {
 		return err
 	}
@@ -106,7 +106,7 @@ func (l *loop) fill(dir string) error {
 		prefix string
 		tensor ops.Tensor
 	}{{"exp_avg.", m.Moment1}, {"exp_avg_sq.", m.Moment2}} {
-		v, err := ops.ReadF32(l.Backend, t.tensor)
+		v, err := l.readFinite(t.tensor, t.prefix)
 		if err != nil {
 			return err
 		}
@@ -139,6 +139,19 @@ func (l *loop) fill(dir string) error {
 		}
 	}
 	return nil
+}
+
+// readFinite reads the parameters or what shares their layout, for a checkpoint: which never holds a value
+// that is not finite, such as an update of too large a rate makes of a finite gradient.
+func (l *loop) readFinite(t ops.Tensor, what string) ([]float32, error) {
+	flat, err := ops.ReadF32(l.Backend, t)
+	if err != nil {
+		return nil, err
+	}
+	if names := l.spoiled(flat); len(names) > 0 {
+		return nil, &NonFinite{Step: l.at.Step, Tensor: what + names[0]}
+	}
+	return flat, nil
 }
 
 // card is the adapter's README: what hubs and people read first.

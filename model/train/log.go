@@ -175,7 +175,7 @@ func (l *loop) logTraining() error {
 
 func (l *loop) logEvaluation(ctx context.Context) error {
 	begun := time.Now()
-	sum, err := l.evaluate(ctx)
+	sum, err := l.evaluate(ctx, l.at.Step)
 	if err != nil {
 		return err
 	}

@@ -190,7 +190,7 @@ func (l *loop) stopped(ctx context.Context, err error) error {
 		return stop
 	}
 	if err := l.save(); err != nil {
-		return fmt.Errorf("%w; saving failed: %w", stop, err)
+		return fmt.Errorf("interrupted (%v) after step %d, and nothing to go on from: %w", stop.Cause, stop.Step, err)
 	}
 	stop.Checkpoint = l.checkpointDir(l.at.Step)
 	return stop

@@ -53,6 +53,12 @@ func options() train.Options {
 // newRun is a run on the mini model with a fresh adapter.
 func newRun(t *testing.T, dir string, o train.Options) *train.Run {
 	t.Helper()
+	return newRunOn(t, cpu.New[float32](), dir, o)
+}
+
+// newRunOn is newRun on a backend of the test's own.
+func newRunOn(t *testing.T, b ops.Backend, dir string, o train.Options) *train.Run {
+	t.Helper()
 	src, err := weights.Open(golden.Path(t, "models", "mini"))
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +68,7 @@ func newRun(t *testing.T, dir string, o train.Options) *train.Run {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &train.Run{Backend: cpu.New[float32](), Set: set, Base: lora.Base{Name: "mini", Fingerprint: "abc"},
+	r := &train.Run{Backend: b, Set: set, Base: lora.Base{Name: "mini", Fingerprint: "abc"},
 		Samples: samples(19, src.Config.VocabSize, 1), Eval: samples(4, src.Config.VocabSize, 2), Options: o, Dir: dir, Args: []byte("{}\n")}
 	maxT, maxS, maxN := train.Room(r.Samples, r.Eval, o.StepSamples, o.RowTokens, o.Pad)
 	r.Model, err = qwen2.Build(r.Backend, src, qwen2.Options{DType: ops.F32, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set})
@@ -252,13 +258,7 @@ func TestSaveTotalLimitKeepsBestAndLast(t *testing.T) {
 	if len(steps) != 2 || filepath.Base(r.Last) != fmt.Sprintf("checkpoint-%d", steps[1]) || filepath.Base(r.Best) != fmt.Sprintf("checkpoint-%d", steps[0]) {
 		t.Errorf("kept %v, best %s, last %s", steps, r.Best, r.Last)
 	}
-	var state struct {
-		Best    string         `json:"best_model_checkpoint"`
-		Step    int            `json:"global_step"`
-		Max     int            `json:"max_steps"`
-		History []train.Record `json:"log_history"`
-	}
-	state = readJSON[struct {
+	state := readJSON[struct {
 		Best    string         `json:"best_model_checkpoint"`
 		Step    int            `json:"global_step"`
 		Max     int            `json:"max_steps"`

@@ -2,7 +2,6 @@ package train
 
 import (
 	"context"
-	"fmt"
 	"math"
 
 	"qlora/model/data"
@@ -29,31 +28,6 @@ func (t tally) mean() float64 { return t.NLL / float64(max(t.Labels, 1)) }
 
 // accuracy is the share of label tokens the model would have picked.
 func (t tally) accuracy() float64 { return t.Hits / float64(max(t.Labels, 1)) }
-
-// NonFinite is a step whose gradient is not a number. Nothing was updated.
-type NonFinite struct {
-	Step    int
-	Samples []string // file and row of samples whose own loss is not finite; all of the step where none is
-}
-
-func (e *NonFinite) Error() string {
-	return fmt.Sprintf("step %d: the gradient is not finite, so neither adapter nor optimizer was changed; samples: %s. "+
-		"Look at those rows, or lower --learning_rate", e.Step, list(e.Samples, 5))
-}
-
-func list(items []string, most int) string {
-	text := ""
-	for i, s := range items {
-		if i == most {
-			return fmt.Sprintf("%s and %d more", text, len(items)-most)
-		}
-		if i > 0 {
-			text += "; "
-		}
-		text += s
-	}
-	return text
-}
 
 // step runs one optimizer step on the samples idx: number step, counted from 1. Cancelling ctx
 // leaves the parameters as they were.
@@ -85,24 +59,17 @@ func (r *Run) step(ctx context.Context, step int, idx []int, lr float64) (tally,
 		}
 		sum.add(one)
 	}
+	if len(suspects) > 0 { // their gradient may be finite all the same
+		return tally{}, 0, r.nonFinite(step, samples, suspects)
+	}
 	norm, err := r.update(step, lr)
 	if err != nil {
 		return tally{}, 0, err
 	}
-	if math.IsNaN(norm) || math.IsInf(norm, 0) {
-		return tally{}, 0, nonFinite(step, samples, suspects)
+	if !finite(norm) {
+		return tally{}, 0, r.nonFinite(step, samples, nil)
 	}
 	return sum, norm, nil
-}
-
-func nonFinite(step int, samples []data.Sample, suspects map[int32]bool) error {
-	e := &NonFinite{Step: step}
-	for i, s := range samples {
-		if len(suspects) == 0 || suspects[int32(i)] {
-			e.Samples = append(e.Samples, fmt.Sprintf("%s, row %d", s.File, s.Row))
-		}
-	}
-	return e
 }
 
 // update is AdamW on the accumulated gradients. It returns their norm before clipping.
@@ -138,7 +105,7 @@ func (r *Run) read(row data.Row, suspects map[int32]bool) (tally, error) {
 		return tally{}, err
 	}
 	for i, v := range nll {
-		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+		if !finite(float64(v)) {
 			suspects[row.Sample[row.Rows[i]]] = true
 		}
 		sum.NLL += float64(v)
@@ -153,8 +120,9 @@ func host(row data.Row, seed, step uint32, scale float32) ops.HostBatch {
 		Seed: seed, Step: step, LossScale: scale}
 }
 
-// evaluate runs the evaluation samples without gradient. Dropout is off.
-func (r *Run) evaluate(ctx context.Context) (tally, error) {
+// evaluate runs the evaluation samples without gradient. Dropout is off. A loss that is not finite is a
+// *NonFinite.
+func (r *Run) evaluate(ctx context.Context, step int) (tally, error) {
 	rows, err := data.Pack(r.Eval, r.Model.Batch.MaxT, r.Options.Pad)
 	if err != nil {
 		return tally{}, err
@@ -162,6 +130,7 @@ func (r *Run) evaluate(ctx context.Context) (tally, error) {
 	r.Set.SetDropout(false)
 	defer r.Set.SetDropout(true)
 	var sum tally
+	suspects := map[int32]bool{}
 	for _, row := range rows {
 		if ctx.Err() != nil {
 			return tally{}, ctx.Err()
@@ -171,11 +140,14 @@ func (r *Run) evaluate(ctx context.Context) (tally, error) {
 		}
 		r.Model.Forward()
 		r.Model.Loss()
-		one, err := r.read(row, map[int32]bool{})
+		one, err := r.read(row, suspects)
 		if err != nil {
 			return tally{}, err
 		}
 		sum.add(one)
+	}
+	if len(suspects) > 0 {
+		return tally{}, r.nonFinite(step, r.Eval, suspects)
 	}
 	return sum, nil
 }
