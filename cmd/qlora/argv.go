@@ -10,6 +10,15 @@ import (
 type setting struct {
 	name   string   // ms-swift's spelling: without the leading dashes, '_' for '-'
 	values []string // none when the flag stands alone
+	at     string   // where a configuration file has it; "" for the command line
+}
+
+// fault is an error of the setting, with its place.
+func (s setting) fault(err error) error {
+	if err == nil || s.at == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", s.at, err)
 }
 
 // splitWords groups the words after the verb as ms-swift's parser does, with a little more
@@ -34,7 +43,7 @@ func splitWords(words []string) ([]setting, error) {
 			last := &settings[len(settings)-1]
 			last.values = append(last.values, word)
 		case hasValue:
-			settings = append(settings, setting{name, []string{value}})
+			settings = append(settings, setting{name: name, values: []string{value}})
 		default:
 			settings = append(settings, setting{name: name})
 		}
@@ -60,8 +69,8 @@ func cutFlag(word string) (name, value string, hasValue bool) {
 
 func strayWords(words []string) error {
 	for _, w := range words {
-		if strings.HasSuffix(w, ".yaml") || strings.HasSuffix(w, ".yml") || strings.HasSuffix(w, ".json") {
-			return fmt.Errorf("%q belongs to no flag: configuration files are not read, write `--flag value` (a data file is `--dataset %s`)", w, w)
+		if isConfig(w) {
+			return fmt.Errorf("%q belongs to no flag: one configuration file may stand right behind the verb (a data file is given by `--dataset %s`)", w, w)
 		}
 	}
 	return fmt.Errorf("%q belongs to no flag: every argument is written `--flag value`", words[0])

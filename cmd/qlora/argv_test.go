@@ -8,7 +8,7 @@ import (
 )
 
 func TestSplitWords(t *testing.T) {
-	set := func(name string, values ...string) setting { return setting{name, values} }
+	set := func(name string, values ...string) setting { return setting{name: name, values: values} }
 	for _, c := range []struct {
 		line string // words separated by |
 		want []setting
@@ -51,7 +51,7 @@ func TestSplitWords(t *testing.T) {
 
 func TestSplitWordsRefuses(t *testing.T) {
 	for line, want := range map[string]string{
-		"run.yaml|--seed|1": "configuration files are not read",
+		"run.yaml|--seed|1": "one configuration file may stand right behind the verb",
 		"chat":              `"chat" belongs to no flag`,
 		"--seed|1|--|2":     `"2" belongs to no flag`,
 		"=|--seed|1":        `"=" belongs to no flag`,
@@ -81,7 +81,7 @@ func TestCanonical(t *testing.T) {
 		{flag, []string{"maybe"}, `!takes true or false, not "maybe"`},
 		{flag, []string{"true", "false"}, "!takes true or false"},
 	} {
-		words, err := canonical(setting{"x", c.values}, c.takes)
+		words, err := canonical(setting{name: "x", values: c.values}, c.takes)
 		if want, isErr := strings.CutPrefix(c.want, "!"); isErr {
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v: error %v, want %q", c, err, want)

@@ -64,25 +64,25 @@ func resolve(verb string, settings []setting, shapes map[string]map[string]shape
 			s.name = name
 		}
 		if name, ok := strings.CutPrefix(s.name, "no_"); ok && len(s.values) == 0 && shapes[verb][name] == flag {
-			s = setting{name, []string{"false"}} // transformers' --no_x
+			s.name, s.values = name, []string{"false"} // transformers' --no_x
 		}
 		if takes, ok := shapes[verb][s.name]; ok {
 			w, err := canonical(s, takes)
 			if err == nil {
 				err = singleDash(s, shapes[verb])
 			}
-			words, errs = append(words, w...), append(errs, err)
+			words, errs = append(words, w...), append(errs, s.fault(err))
 			continue
 		}
 		switch g := findGroup(verb, s.name); {
 		case g == nil:
-			errs = append(errs, unknownFlag(verb, typed, shapes))
+			errs = append(errs, s.fault(unknownFlag(verb, typed, shapes)))
 		case g.class == noEffect:
 			if !slices.Contains(idle[g], "--"+typed) {
 				idle[g] = append(idle[g], "--"+typed)
 			}
 		case !isOff(s.values, g.off):
-			errs = append(errs, fmt.Errorf("--%s %s: known but not supported: %s", typed, strings.Join(s.values, " "), g.why))
+			errs = append(errs, s.fault(fmt.Errorf("--%s %s: known but not supported: %s", typed, strings.Join(s.values, " "), g.why)))
 		}
 	}
 	for i := range flagTable {

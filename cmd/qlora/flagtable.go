@@ -1,9 +1,9 @@
 package main
 
-// flagTable is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.5, and of
+// trainingFlags is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.5, and of
 // the transformers training arguments they include. The rows of class works name fields of the
 // command structs, which hold their types, defaults and help.
-var flagTable = []flagGroup{
+var trainingFlags = []flagGroup{
 	{class: works, verbs: "sft infer", names: `
 		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author`},
 	{class: works, verbs: "sft", names: `
@@ -12,7 +12,7 @@ var flagTable = []flagGroup{
 		num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
 		learning_rate lr_scheduler_type warmup_ratio warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
 		output_dir add_version resume_from_checkpoint logging_steps logging_first_step eval_strategy eval_steps save_strategy
-		save_steps save_total_limit`},
+		save_steps save_total_limit init_weights metric_for_best_model greater_is_better early_stop_interval create_checkpoint_symlink report_to`},
 	{class: works, verbs: "infer", names: `
 		load_args stream max_new_tokens temperature top_k top_p repetition_penalty stop_words result_path val_dataset_sample
 		max_batch_size`},
@@ -64,14 +64,14 @@ var flagTable = []flagGroup{
 		chord_sft_dataset chord_sft_per_device_train_batch_size chord_enable_phi_function chord_mu_warmup_steps
 		chord_mu_decay_steps chord_mu_peak chord_mu_valley num_labels problem_type mrl_dims reranker_use_activation
 		hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant tuner_backend`},
-	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, and every figure to logging.jsonl", names: `
-		report_to log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
+	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, every figure to logging.jsonl, and to runs/ for TensorBoard", names: `
+		log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
 		include_num_input_tokens_seen include_for_metrics include_inputs_for_metrics debug prediction_loss_only
 		batch_eval_metrics use_legacy_prediction_loop do_train do_eval do_predict acc_strategy eval_metric
 		swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode swanlab_notification_method
 		swanlab_webhook_url swanlab_secret swanlab_sender_email swanlab_receiver_email swanlab_smtp_server
 		swanlab_smtp_port swanlab_email_language swanlab_lark_webhook_url swanlab_lark_secret
-		trackio_space_id trackio_bucket_id trackio_static_space_id metric_warmup_step greater_is_better`},
+		trackio_space_id trackio_bucket_id trackio_static_space_id metric_warmup_step`},
 	{class: noEffect, verbs: "sft infer", why: "adapters are one safetensors file, and every checkpoint can be resumed", names: `
 		max_shard_size save_safetensors safe_serialization use_flash_ckpt enable_jit_checkpoint
 		restore_callback_states_from_checkpoint overwrite_output_dir`},
@@ -124,10 +124,10 @@ var flagTable = []flagGroup{
 		response_prefix structured_outputs_regex`},
 
 	{class: unsupported, verbs: "sft", off: disabled, why: "only LoRA on linear layers is trained: use --target_modules or --target_regex to choose them, and --lora_rank for capacity", names: `
-		use_dora modules_to_save target_parameters freeze_parameters freeze_parameters_ratio freeze_parameters_regex
+		use_dora target_parameters freeze_parameters freeze_parameters_ratio freeze_parameters_regex
 		trainable_parameters trainable_parameters_regex freeze_llm use_galore lisa_activated_layers`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "LoRA trains A and B alone: leave it out", names: `lora_bias`},
-	{class: unsupported, verbs: "sft", off: []string{"true"}, why: "A starts uniform (Kaiming) and B at zero, as PEFT's default: leave it out", names: `init_weights`},
+	{class: unsupported, verbs: "sft", off: disabled, why: "it would train whole modules beside A and B, and vLLM and llama.cpp refuse such adapters: adapt linear layers by --target_modules, and raise --lora_rank", names: `modules_to_save`},
 	{class: unsupported, verbs: "sft", off: []string{"adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"}, why: "the optimizer is AdamW: leave it out", names: `optim`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "the optimizer is AdamW: set --learning_rate, --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay", names: `
 		optimizer optim_args optim_target_modules adafactor`},
@@ -136,19 +136,20 @@ var flagTable = []flagGroup{
 		packing packing_length packing_strategy`},
 	{class: unsupported, verbs: "sft", off: []string{"default"}, why: "every assistant turn is trained on; `\"loss\": false` in a message leaves one out", names: `loss_scale`},
 	{class: unsupported, verbs: "sft", off: append([]string{"cross_entropy"}, disabled...), why: "the loss is cross entropy", names: `
-		loss_type label_smoothing_factor enable_dft_loss enable_channel_loss channels neftune_noise_alpha sft_alpha`},
+		loss_type enable_dft_loss enable_channel_loss channels sft_alpha`},
+	{class: unsupported, verbs: "sft", off: disabled, why: "the loss is computed from the logit of the label alone, a chunk of the vocabulary at a time: leave it out", names: `label_smoothing_factor`},
+	{class: unsupported, verbs: "sft", off: disabled, why: "embeddings are read as the frozen table has them, without noise: leave it out, --lora_dropout regularises", names: `neftune_noise_alpha`},
 	{class: unsupported, verbs: "sft", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size tp_size`},
 	{class: unsupported, verbs: "infer", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size`},
 	{class: unsupported, verbs: "sft", off: append([]string{"first_exhausted", "1000"}, disabled...), why: "datasets are read whole, one after the other: write the mixture into one file", names: `
 		streaming shuffle_buffer_size interleave_prob stopping_strategy cached_dataset train_dataset_sample`},
-	{class: unsupported, verbs: "sft", off: disabled, why: "set --num_train_epochs or --max_steps", names: `max_epochs early_stop_interval`},
+	{class: unsupported, verbs: "sft", off: disabled, why: "set --num_train_epochs or --max_steps", names: `max_epochs`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "a last, smaller step is trained on too: make the data a multiple of the step", names: `dataloader_drop_last`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "validation runs every --eval_steps", names: `eval_delay eval_on_start`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "run `qlora eval` on the checkpoints", names: `
 		eval_use_evalscope eval_dataset predict_with_generate metric callbacks`},
-	{class: unsupported, verbs: "sft", off: append([]string{"loss", "eval_loss"}, disabled...), why: "the checkpoint of the lowest evaluation loss is the best", names: `metric_for_best_model`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "trainer_state.json names the best checkpoint: give it to --adapters", names: `
-		load_best_model_at_end create_checkpoint_symlink`},
+		load_best_model_at_end`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "a checkpoint is small, and whole: leave it out", names: `save_only_model`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "to go on from the weights alone, give the checkpoint to --adapters", names: `resume_only_model ignore_data_skip`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "give the checkpoint to --adapters or --resume_from_checkpoint", names: `ckpt_dir load_args`},

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -48,6 +49,7 @@ type env struct {
 	in       io.Reader
 	out, err io.Writer
 	flags    []*kong.Flag // of the verb, with their values
+	config   string       // path of the configuration file; "" without one
 }
 
 func (e *env) logf(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
@@ -72,7 +74,7 @@ func run(args []string, e *env) int {
 	for _, n := range p.notices {
 		e.logf("%s", n)
 	}
-	e.flags = p.command.Selected().Flags
+	e.flags, e.config = p.command.Selected().Flags, p.config
 	err = p.command.Run(e)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -87,6 +89,7 @@ func run(args []string, e *env) int {
 type parsed struct {
 	text    string // what to print, and nothing else to do: help, version
 	command *kong.Context
+	config  string
 	notices []string
 }
 
@@ -105,6 +108,9 @@ func parse(args []string) (*parsed, error) {
 	case slices.Contains([]string{"--version", "version"}, verb):
 		return &parsed{text: versionText()}, nil
 	case slices.Contains([]string{"--help", "-h", "help"}, verb):
+		if len(rest) == 1 && rest[0] == "--flags-markdown" { // makes docs/flags.md
+			return &parsed{text: flagsMarkdown(k)}, nil
+		}
 		if len(rest) == 0 || !slices.Contains(verbNames, rest[0]) {
 			return &parsed{text: overview(k)}, nil
 		}
@@ -112,10 +118,26 @@ func parse(args []string) (*parsed, error) {
 	case !slices.Contains(verbNames, verb):
 		return nil, unknownVerb(verb)
 	}
-	settings, err := splitWords(rest)
+	return parseVerb(k, verb, rest)
+}
+
+// parseVerb reads the words behind a verb: a configuration file, if the first one names one, and flags,
+// which go before it.
+func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
+	p := &parsed{}
+	var file []setting
+	if len(words) > 0 && isConfig(words[0]) {
+		p.config, words = words[0], words[1:]
+		var err error
+		if file, p.notices, err = readConfig(p.config); err != nil {
+			return nil, err
+		}
+	}
+	settings, err := splitWords(words)
 	if err != nil {
 		return nil, err
 	}
+	settings = override(file, settings)
 	if slices.ContainsFunc(settings, func(s setting) bool { return s.name == "help" }) {
 		return &parsed{text: manual(k, verb)}, nil
 	}
@@ -123,14 +145,35 @@ func parse(args []string) (*parsed, error) {
 	if err != nil {
 		return nil, err
 	}
-	command, err := k.Parse(append([]string{verb}, words...))
-	if err != nil {
+	p.notices = append(p.notices, notices...)
+	if p.command, err = k.Parse(append([]string{verb}, words...)); err != nil {
+		for _, s := range settings {
+			if strings.HasPrefix(err.Error(), "--"+s.name+":") {
+				err = s.fault(err)
+			}
+		}
 		return nil, fmt.Errorf("%w (`qlora %s --help` explains the flags)", err, verb)
 	}
-	return &parsed{command: command, notices: notices}, nil
+	return p, nil
+}
+
+// otherVerbs are commands of ms-swift that are no verbs here, and what to use instead.
+var otherVerbs = map[string]string{
+	"deploy":     "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that vLLM and SGLang serve beside its base model",
+	"export":     "nothing is exported yet: a checkpoint is a PEFT adapter already, which PEFT, vLLM and SGLang load, and llama.cpp after conversion",
+	"merge_lora": "merging will belong to `qlora export`, which is not there yet: use the adapter unmerged, as `qlora infer --adapters CHECKPOINT` does, or merge it with PEFT's merge_and_unload",
+	"pt":         "use `qlora sft`, which trains on answers",
+	"rlhf":       "use `qlora sft`, which trains on answers",
+	"sample":     "use `qlora infer --val_dataset`",
+	"rollout":    "use `qlora infer --val_dataset`",
+	"app":        "use `qlora infer`, in the terminal",
+	"web_ui":     "use `qlora sft` and `qlora infer`, in the terminal",
 }
 
 func unknownVerb(verb string) error {
+	if instead, ok := otherVerbs[strings.ReplaceAll(verb, "-", "_")]; ok {
+		return fmt.Errorf("%s: known but not supported: %s", verb, instead)
+	}
 	if near, ok := nearest(verb, verbNames); ok {
 		return fmt.Errorf("unknown verb %q: did you mean `qlora %s`?", verb, near)
 	}

@@ -11,6 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/renameio/v2"
+
+	"qlora/internal/atomicfile"
 	"qlora/model/data"
 	"qlora/model/lora"
 	"qlora/model/ops"
@@ -37,6 +40,7 @@ type sftCmd struct {
 	UseRSLoRA     bool     `name:"use_rslora" group:"Adapter" help:"Scale by alpha / sqrt(rank)."`
 	LoRAPLRRatio  float64  `name:"lorap_lr_ratio" group:"Adapter" default:"1" help:"LoRA+: learning rate of B over that of A."`
 	TargetModules []string `name:"target_modules" group:"Adapter" sep:"none" default:"all-linear" placeholder:"NAME..." help:"Modules to adapt: all-linear, or names such as q_proj v_proj."`
+	InitWeights   string   `name:"init_weights" group:"Adapter" default:"true" placeholder:"NAME" help:"What A starts as: true is Kaiming uniform, gaussian normal of deviation 1/rank. B starts at zero."`
 	TargetRegex   string   `name:"target_regex" group:"Adapter" placeholder:"REGEX" help:"Modules to adapt, by a pattern of the whole name; goes before --target_modules."`
 
 	NumTrainEpochs            float64 `name:"num_train_epochs" group:"Optimizer" default:"3" help:"How often the data is gone through."`
@@ -64,6 +68,12 @@ type sftCmd struct {
 	SaveStrategy         string `name:"save_strategy" group:"Output" default:"steps" placeholder:"NAME" help:"no, steps or epoch. The last step is always saved unless it is no."`
 	SaveSteps            int    `name:"save_steps" group:"Output" default:"500" help:"Steps from one checkpoint to the next."`
 	SaveTotalLimit       int    `name:"save_total_limit" group:"Output" help:"Checkpoints to keep: the last ones, and the best. By default all."`
+
+	MetricForBestModel      string   `name:"metric_for_best_model" group:"Output" default:"loss" placeholder:"NAME" help:"What the best checkpoint is chosen by: loss or token_acc of validation."`
+	GreaterIsBetter         *bool    `name:"greater_is_better" group:"Output" help:"Whether more of it is better. By default for token_acc alone."`
+	EarlyStopInterval       int      `name:"early_stop_interval" group:"Output" help:"End after this many checkpoints in a row without a better validation. By default never."`
+	CreateCheckpointSymlink bool     `name:"create_checkpoint_symlink" group:"Output" help:"Link the last and the best checkpoint as last and best in the run's folder."`
+	ReportTo                []string `name:"report_to" group:"Output" sep:"none" default:"tensorboard" placeholder:"NAME" help:"tensorboard writes event files to runs/ and draws images/; none does not."`
 }
 
 func (sftCmd) Help() string {
@@ -105,14 +115,23 @@ func (c *sftCmd) Run(e *env) error {
 		return err
 	}
 	e.logf("run: %s", run.Dir)
+	if err := keepConfig(e, run.Dir); err != nil {
+		return err
+	}
 	shown := newProgress(e)
+	run.TensorBoard = !slices.Contains(c.ReportTo, "none")
 	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
 	result, err := run.Start(e.ctx, from)
 	shown.end()
 	if err != nil {
 		return err
 	}
-	return printResult(e, result)
+	if c.CreateCheckpointSymlink {
+		if err := linkCheckpoints(run.Dir, result); err != nil {
+			return err
+		}
+	}
+	return c.printResult(e, result)
 }
 
 // options are the settings of the training loop, less validation. The loop checks the numbers.
@@ -131,6 +150,11 @@ func (c *sftCmd) options() (train.Options, error) {
 	case !(c.SplitDatasetRatio >= 0 && c.SplitDatasetRatio < 1):
 		return train.Options{}, fmt.Errorf("--split_dataset_ratio %v: must be at least 0 and less than 1", c.SplitDatasetRatio)
 	}
+	for _, to := range c.ReportTo {
+		if !slices.Contains([]string{"tensorboard", "all", "none"}, to) {
+			return train.Options{}, fmt.Errorf("--report_to %s: known but not supported: choose tensorboard or none", to)
+		}
+	}
 	for flag, strategy := range map[string]string{"save_strategy": c.SaveStrategy, "eval_strategy": cmp.Or(c.EvalStrategy, "no")} {
 		if !slices.Contains([]train.Strategy{train.Never, train.Steps, train.Epoch}, train.Strategy(strategy)) {
 			return train.Options{}, fmt.Errorf("--%s %s: choose no, steps or epoch", flag, strategy)
@@ -142,9 +166,18 @@ func (c *sftCmd) options() (train.Options, error) {
 		Beta1: c.AdamBeta1, Beta2: c.AdamBeta2, Eps: c.AdamEpsilon, MaxGradNorm: c.MaxGradNorm,
 		Schedule: c.LRSchedulerType, WarmupRatio: c.WarmupRatio, WarmupSteps: c.WarmupSteps,
 		Seed: c.Seed, DataSeed: c.DataSeed, Shuffle: c.TrainDataloaderShuffle, DatasetShuffle: c.DatasetShuffle,
+		BestMetric: strings.TrimPrefix(c.MetricForBestModel, "eval_"), GreaterIsBetter: c.greaterIsBetter(), EarlyStop: c.EarlyStopInterval,
 		LoggingSteps: c.LoggingSteps, LoggingFirstStep: c.LoggingFirstStep,
 		SaveStrategy: train.Strategy(c.SaveStrategy), SaveSteps: c.SaveSteps, SaveTotalLimit: c.SaveTotalLimit,
 	}, nil
+}
+
+// greaterIsBetter is ms-swift's rule where the flag is left out.
+func (c *sftCmd) greaterIsBetter() bool {
+	if c.GreaterIsBetter != nil {
+		return *c.GreaterIsBetter
+	}
+	return !strings.Contains(c.MetricForBestModel, "loss")
 }
 
 // evaluation says when to validate: as ms-swift, with saving, and never without data.
@@ -222,6 +255,13 @@ func (c *sftCmd) adapter(e *env, b *base) (*lora.Set, []float32, error) {
 		return set, params, err
 	}
 	config := lora.Config{R: c.LoRARank, Alpha: c.LoRAAlpha, Dropout: c.LoRADropout, RSLoRA: c.UseRSLoRA, Targets: c.TargetModules, TargetRegex: c.TargetRegex}
+	switch c.InitWeights {
+	case "gaussian":
+		config.Init = lora.InitGaussian
+	case "true", "True":
+	default:
+		return nil, nil, usageError{fmt.Errorf("--init_weights %s: known but not supported: choose true, which is Kaiming uniform, or gaussian", c.InitWeights)}
+	}
 	switch {
 	case c.LoRARank < 1 || c.LoRARank > lora.MaxRank:
 		return nil, nil, usageError{fmt.Errorf("--lora_rank %d: must be 1 to %d", c.LoRARank, lora.MaxRank)}
@@ -272,11 +312,42 @@ func newestCheckpoint(dir string) (string, error) {
 	return filepath.Join(dir, fmt.Sprintf("checkpoint-%d", steps[len(steps)-1])), nil
 }
 
+// keepConfig copies the configuration file into the run's folder. Of an args.json the run writes its
+// own, which says the same and what the command line changed.
+func keepConfig(e *env, dir string) error {
+	name := filepath.Base(e.config)
+	if e.config == "" || name == train.ArgsName {
+		return nil
+	}
+	text, err := readLimited(e.config)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	return atomicfile.WriteBytes(filepath.Join(dir, name), text)
+}
+
+// linkCheckpoints makes the links last and best in a run's folder, in place of older ones. They are
+// relative, so that the folder can be moved.
+func linkCheckpoints(dir string, r train.Result) error {
+	for name, checkpoint := range map[string]string{"last": r.Last, "best": r.Best} {
+		if checkpoint == "" {
+			continue
+		}
+		if err := renameio.Symlink(filepath.Base(checkpoint), filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // printResult prints where the adapter is, and what the run came to.
-func printResult(e *env, r train.Result) error {
+func (c *sftCmd) printResult(e *env, r train.Result) error {
 	fmt.Fprintf(e.out, "last_model_checkpoint: %s\n", r.Last)
 	if r.Best != "" {
-		fmt.Fprintf(e.out, "best_model_checkpoint: %s (eval_loss %.6g)\n", r.Best, r.BestMetric)
+		fmt.Fprintf(e.out, "best_model_checkpoint: %s (eval_%s %.6g)\n", r.Best, strings.TrimPrefix(c.MetricForBestModel, "eval_"), r.BestMetric)
 	}
 	_, err := fmt.Fprintf(e.out, "%d steps, last loss %.6g, %d tokens (%d trained on), %.1f s, %.0f tokens/s\n",
 		r.Steps, r.Loss, r.Tokens, r.Labels, r.Seconds, r.TokensPerSecond)

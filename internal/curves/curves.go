@@ -32,8 +32,8 @@ var (
 // Point is a value of a step.
 type Point struct{ Step, Value float64 }
 
-// Draw writes the PNG image of a curve to path, under a title. Points that are not finite are left
-// out; a single point is drawn as a dot.
+// Draw writes the PNG image of a curve to path, under a title. Points that are not finite, or beyond
+// 1e300, are left out; a single point is drawn as a dot.
 func Draw(path, title string, points []Point, smoothed bool) error {
 	p := plot.New()
 	p.Title.Text = title
@@ -44,6 +44,8 @@ func Draw(path, title string, points []Point, smoothed bool) error {
 	if err := add(p, finite(points), smoothed); err != nil {
 		return err
 	}
+	widen(&p.X)
+	widen(&p.Y)
 	canvas := vgimg.NewWith(vgimg.UseWH(width, height), vgimg.UseDPI(dpi))
 	margin := vg.Points(8)
 	p.Draw(draw.Crop(draw.New(canvas), margin, -2*margin, margin, -margin)) // the last label of the axis needs room
@@ -99,10 +101,24 @@ func addLine(p *plot.Plot, points plotter.XYs, c color.Color) error {
 	return nil
 }
 
+// widen gives an axis a range in which ticks have room: plot panics at 1e30 to 1e30, and a curve of
+// rounding errors shows nothing.
+func widen(a *plot.Axis) {
+	most := max(math.Abs(a.Min), math.Abs(a.Max))
+	switch {
+	case a.Max < a.Min: // no points
+		a.Min, a.Max = 0, 1
+	case most < 1e-300:
+		a.Min, a.Max = -1, 1
+	case a.Max-a.Min < 1e-6*most:
+		a.Min, a.Max = a.Min-0.1*most, a.Max+0.1*most
+	}
+}
+
 func finite(points []Point) plotter.XYs {
 	var all plotter.XYs
 	for _, p := range points {
-		if !math.IsNaN(p.Value) && !math.IsInf(p.Value, 0) {
+		if math.Abs(p.Value) < 1e300 { // false for NaN
 			all = append(all, plotter.XY{X: p.Step, Y: p.Value})
 		}
 	}

@@ -90,6 +90,25 @@ func TestDraw(t *testing.T) {
 	}
 }
 
+// No range of values is beyond the plot.
+func TestDrawExtremes(t *testing.T) {
+	for _, values := range [][]float64{{1e30}, {-1e299, 1e299}, {1e299, 1e299}, {5e-324, 0}, {1e-310}, {1, 1 + 1e-15}, {0}, {1e18, 1e18 + 512}, {-3e-20, 4e12},
+		{math.Inf(1)}, {math.NaN(), 1, math.Inf(-1)}, {1e300}} {
+		var points []Point
+		for i, v := range values {
+			points = append(points, Point{float64(i + 1), v})
+		}
+		for _, smoothed := range []bool{false, true} {
+			if count := drawn(t, points, smoothed); count[orange] < 10 && len(finite(points)) > 0 {
+				t.Errorf("%v: %d pixels of the curve's colour", values, count[orange])
+			}
+		}
+	}
+	if drawn(t, []Point{{1e15, 1}, {1e15 + 1, 2}}, false)[orange] < 10 {
+		t.Error("a step of 1e15 shows nothing")
+	}
+}
+
 func TestDrawNamesTheFile(t *testing.T) {
 	if err := Draw(filepath.Join(t.TempDir(), "none", "a.png"), "a", falling(3), false); err == nil || !strings.Contains(err.Error(), "none") {
 		t.Errorf("into a folder that is not there: %v", err)

@@ -19,6 +19,7 @@ type Config struct {
 	Alpha   float64 // scale is Alpha/R
 	Dropout float64 // probability, on each module's own copy of its input
 	RSLoRA  bool    // scale is Alpha/sqrt(R) (Kalajdzievski, 2023)
+	Init    string  // init_lora_weights: what A starts as, InitKaiming or InitGaussian; B starts at zero
 
 	// Targets are the last parts of module names ("q_proj"); AllLinear alone means all seven of a
 	// decoder layer. TargetRegex, where not empty, must match the whole name instead.
@@ -32,6 +33,12 @@ type Config struct {
 
 // AllLinear targets every linear layer of the decoder, and not the head.
 const AllLinear = "all-linear"
+
+// What A (R,in) starts as, by PEFT's rules.
+const (
+	InitKaiming  = ""         // uniform within ±1/sqrt(in): Kaiming with a = sqrt 5, PEFT's true
+	InitGaussian = "gaussian" // normal, of standard deviation 1/R
+)
 
 // MaxRank is the largest rank of one module that the kernels hold.
 const MaxRank = 64
@@ -110,6 +117,8 @@ func (c Config) check() error {
 		return fmt.Errorf("lora: --lora_alpha %v: must be a positive number", c.Alpha)
 	case !(c.Dropout >= 0 && c.Dropout < 1):
 		return fmt.Errorf("lora: --lora_dropout %v: must be at least 0 and less than 1", c.Dropout)
+	case c.Init != InitKaiming && c.Init != InitGaussian:
+		return fmt.Errorf("lora: --init_weights %s: choose true or gaussian", c.Init)
 	case len(c.Targets) == 0 && c.TargetRegex == "":
 		return fmt.Errorf("lora: no target modules; give --target_modules %s", AllLinear)
 	}

@@ -225,11 +225,15 @@ func (s *Set) peftJSON(base string) ([]byte, error) {
 	if alphaPattern == nil {
 		alphaPattern = map[string]float64{}
 	}
+	var init any = true
+	if c.Init != InitKaiming {
+		init = c.Init
+	}
 	data, err := json.MarshalIndent(map[string]any{
 		"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "inference_mode": true,
 		"r": c.R, "lora_alpha": c.Alpha, "lora_dropout": c.Dropout, "use_rslora": c.RSLoRA, "target_modules": targets,
 		"rank_pattern": rankPattern, "alpha_pattern": alphaPattern,
-		"bias": "none", "fan_in_fan_out": false, "init_lora_weights": true, "modules_to_save": nil, "use_dora": false,
+		"bias": "none", "fan_in_fan_out": false, "init_lora_weights": init, "modules_to_save": nil, "use_dora": false,
 	}, "", "  ")
 	return append(data, '\n'), err
 }

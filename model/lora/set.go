@@ -94,16 +94,19 @@ func (s *Set) Bind(params, grads ops.Tensor) {
 	}
 }
 
-// Init makes the parameters training starts from, as PEFT does: A uniform within ±1/sqrt(in)
-// (Kaiming with a = sqrt 5), B zero. A module's numbers depend on the seed and its name's place in the
-// model alone, not on which other modules are adapted.
+// Init makes the parameters training starts from: A by Config.Init, B zero. A module's numbers depend
+// on the seed and its name's place in the model alone, not on which other modules are adapted.
 func (s *Set) Init(seed uint64) []float32 {
 	params := make([]float32, s.n)
 	for _, m := range s.modules {
 		rng := rand.New(rand.NewPCG(seed, uint64(s.weights[m.layer][m.slot].Modules[m.index].Stream)))
 		bound := 1 / math.Sqrt(float64(m.in))
 		for i := range m.rank * m.in {
-			params[m.a+i] = float32((2*rng.Float64() - 1) * bound)
+			if s.Config.Init == InitGaussian {
+				params[m.a+i] = float32(rng.NormFloat64() / float64(m.rank))
+			} else {
+				params[m.a+i] = float32((2*rng.Float64() - 1) * bound)
+			}
 		}
 	}
 	return params
