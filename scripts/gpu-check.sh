@@ -5,11 +5,12 @@
 #   scripts/gpu-check.sh conformance ...  some of them
 #
 #   doctor       the machine and the card
+#   kernels      the kernels' own programs (kernels/test), without timing
 #   conformance  every op against the float64 oracle, with the card's own kernels and with those for sm_80; sentinels
 #   sanitizer    compute-sanitizer's four tools (one alone: sanitizer-memcheck ...), each first on a bug planted for it
 #   determinism  every op 1000 times under memory traffic, to the bit; two processes, to the bit
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
-#   timings      every op of a 7B model, and the kernels' own programs
+#   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
 #
 #   OUT    where results go: results/<card>/<date>-<commit> otherwise
 #   MODEL  the model of train: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
@@ -77,6 +78,14 @@ passed() {
 same() { cmp "$@" && echo "equal: $(sha256sum < "$1" | cut -c1-16)"; }
 
 stage_doctor() { check doctor bounded $qlora doctor && $qlora doctor --json > "$out/machine.json"; }
+
+# programs lists the kernels' own.
+programs() { ls $gpu/*_test | grep -v planted_test; }
+
+stage_kernels() {
+  local program
+  for program in $(programs); do check "$(basename "$program")" bounded "$program"; done
+}
 
 stage_conformance() {
   local v
@@ -166,10 +175,7 @@ timed() { bounded $tests -test.run '^$' -test.bench '^BenchmarkCard$' -test.benc
 stage_timings() {
   check "ops" timed
   local program
-  for program in $gpu/*_test; do
-    case $program in *planted_test) continue ;; esac
-    check "$(basename "$program")" bounded "$program" "$out/$(basename "$program" _test).json"
-  done
+  for program in $(programs); do check "$(basename "$program")" bounded "$program" "$out/$(basename "$program" _test).json"; done
 }
 
 # finish writes the stage's rows as JSON.
@@ -180,7 +186,7 @@ finish() {
     END { print "\n]}" }' "$table" > "$out/$stage.json"
 }
 
-for name in ${*:-doctor conformance sanitizer determinism train timings}; do
+for name in ${*:-doctor kernels conformance sanitizer determinism train timings}; do
   case $name in
     sanitizer) todo+=(sanitizer-memcheck sanitizer-synccheck sanitizer-racecheck sanitizer-initcheck) ;;
     *) declare -F "stage_$name" > /dev/null && todo+=("$name") || { echo "there is no stage $name" >&2; exit 2; } ;;
