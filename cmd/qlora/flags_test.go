@@ -93,7 +93,7 @@ func TestParse(t *testing.T) {
 		want string // what the notices must hold; after "!", what the error must
 	}{
 		{"sft|--model|m|--dataset|a|--attn_impl|flash_attn", "notice: --attn_impl has no effect here"},
-		{"sft|--dataset|a|--dataloader_num_workers|4|--dataset_num_proc=8|--dataloader_num_workers|2", "notice: --dataloader_num_workers, --dataset_num_proc have no effect here"},
+		{"sft|--dataset|a|--dataloader_pin_memory|true|--dataset_num_proc=8|--dataloader_pin_memory|true", "notice: --dataloader_pin_memory, --dataset_num_proc have no effect here"},
 		{"sft|--dataset|a|--deepspeed|zero2", "nothing to distribute"},
 		{"sft|--dataset|a|--use_dora|false|--packing|False|--quant_method|none|--loss_scale|default", ""},
 		{"sft|--dataset|a|--no_dataset_shuffle", ""},
@@ -101,7 +101,7 @@ func TestParse(t *testing.T) {
 		{"sft|--use_dora|true", "!--use_dora true: known but not supported: only LoRA"},
 		{"sft|--use_dora", "!known but not supported"},
 		{"sft|--quant_bits|4", "!use --torch_dtype bfloat16"},
-		{"sft|--packing|true", "!--gradient_accumulation_steps"},
+		{"sft|--packing|true|--packing_length|512", ""},
 		{"sft|--lora_rnk|8", "!unknown flag --lora_rnk: did you mean --lora_rank?"},
 		{"sft|--gradient_acumulation_step|8", "!did you mean --gradient_accumulation_steps?"},
 		{"sft|--xyzzy|8", "!unknown flag --xyzzy: `qlora sft --help`"},
@@ -188,8 +188,8 @@ func TestArticle(t *testing.T) {
 		sft.WarmupRatio != 0.05 || !slices.Equal(sft.ModelAuthor, []string{"swift"}) || !slices.Equal(sft.ModelName, []string{"swift-robot"}) {
 		t.Errorf("sft: %+v", sft)
 	}
-	if len(p.notices) != 2 {
-		t.Errorf("notices %q, want those of dataloader_num_workers and per_device_eval_batch_size", p.notices)
+	if len(p.notices) != 1 || sft.DataloaderNumWorkers != 4 {
+		t.Errorf("notices %q, want that of per_device_eval_batch_size", p.notices)
 	}
 	infer, p := command[inferCmd](t, articleInfer)
 	if !slices.Equal(infer.Adapters, []string{"output/v0-20250405-1423/checkpoint-10"}) || !*infer.Stream || *infer.Temperature != 0 || infer.MaxNewTokens != 2048 {

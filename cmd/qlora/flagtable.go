@@ -8,6 +8,7 @@ var trainingFlags = []flagGroup{
 		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author`},
 	{class: works, verbs: "sft", names: `
 		dataset split_dataset_ratio dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict
+		lazy_tokenize dataloader_num_workers packing packing_length packing_strategy
 		tuner_type target_modules target_regex lora_rank lora_alpha lora_dropout use_rslora lorap_lr_ratio
 		num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
 		learning_rate lr_scheduler_type warmup_ratio warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
@@ -19,9 +20,9 @@ var trainingFlags = []flagGroup{
 
 	// What is settled here in one way, which needs no flag.
 	{class: noEffect, verbs: "sft infer", why: "samples are read and packed in the training process", names: `
-		dataloader_num_workers dataloader_prefetch_factor dataloader_persistent_workers dataloader_pin_memory
+		dataloader_prefetch_factor dataloader_persistent_workers dataloader_pin_memory
 		dataloader_multiprocessing_context dataloader_in_order dataset_num_proc packing_num_proc load_from_cache_file
-		enable_cache packing_cache download_mode lazy_tokenize remove_unused_columns load_dataset_config
+		enable_cache packing_cache download_mode remove_unused_columns load_dataset_config
 		disable_auto_column_mapping accelerator_config eval_do_concat_batches eval_accumulation_steps group_by_length
 		length_column_name train_sampling_strategy train_sampler_random sortish_sampler padding_side`},
 	{class: noEffect, verbs: "sft", why: "validation is packed into as few rows as fit, and its order changes no result", names: `
@@ -85,7 +86,8 @@ var trainingFlags = []flagGroup{
 		eval_dataset_args extra_eval_args eval_limit max_model_len structured_outputs_regex cached_val_dataset response_prefix
 		load_data_args`},
 	{class: noEffect, verbs: "infer", why: "nothing is trained", names: `
-		split_dataset_ratio dataset_shuffle val_dataset_shuffle data_seed truncation_strategy strict tuner_type packing
+		split_dataset_ratio dataset_shuffle val_dataset_shuffle data_seed truncation_strategy strict tuner_type lazy_tokenize
+		dataloader_num_workers packing
 		packing_length packing_strategy loss_scale interleave_prob stopping_strategy shuffle_buffer_size streaming
 		cached_dataset cached_val_dataset load_data_args`},
 	{class: noEffect, verbs: "infer", why: "the adapter is applied beside the frozen weights, with the result that merging gives", names: `
@@ -132,8 +134,6 @@ var trainingFlags = []flagGroup{
 	{class: unsupported, verbs: "sft", off: disabled, why: "the optimizer is AdamW: set --learning_rate, --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay", names: `
 		optimizer optim_args optim_target_modules adafactor`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "use --lr_scheduler_type cosine, linear or constant, with --warmup_ratio", names: `lr_scheduler_kwargs`},
-	{class: unsupported, verbs: "sft", off: disabled, why: "an optimizer step is packed into as few rows as fit, whatever the batch size; for more samples a step raise --gradient_accumulation_steps", names: `
-		packing packing_length packing_strategy`},
 	{class: unsupported, verbs: "sft", off: []string{"default"}, why: "every assistant turn is trained on; `\"loss\": false` in a message leaves one out", names: `loss_scale`},
 	{class: unsupported, verbs: "sft", off: append([]string{"cross_entropy"}, disabled...), why: "the loss is cross entropy", names: `
 		loss_type enable_dft_loss enable_channel_loss channels sft_alpha`},

@@ -31,7 +31,12 @@ type sftCmd struct {
 	rowFlags
 	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
 	TrainDataloaderShuffle bool   `name:"train_dataloader_shuffle" group:"Data" default:"true" help:"Shuffle anew for every epoch. With both false rows keep their order."`
-	DataSeed               uint64 `name:"data_seed" group:"Data" default:"42" help:"Seed of the order of samples."`
+	DataSeed               uint64 `name:"data_seed" group:"Data" default:"42" help:"Seed of the choice of rows and of the order of samples."`
+	LazyTokenize           bool   `name:"lazy_tokenize" group:"Data" help:"Read and tokenise rows when they are trained on: a large file starts at once, in little memory. A row that cannot be used is found only then, and another stands in for it."`
+	DataloaderNumWorkers   int    `name:"dataloader_num_workers" group:"Data" default:"1" help:"Threads that read steps ahead of training. Their number changes no result."`
+	Packing                bool   `name:"packing" group:"Data" help:"Count several samples, --packing_length tokens together at most, as one of a step. They still do not see each other."`
+	PackingLength          int    `name:"packing_length" group:"Data" help:"By default --max_length."`
+	PackingStrategy        string `name:"packing_strategy" group:"Data" default:"binpack" placeholder:"NAME" help:"binpack (best-fit decreasing, a thousand samples at a time) or sequential (in their order)."`
 
 	TunerType     string   `name:"tuner_type" group:"Adapter" default:"lora" placeholder:"NAME" help:"lora."`
 	LoRARank      int      `name:"lora_rank" group:"Adapter" default:"8" help:"Rank R of A (R, in) and B (out, R)."`
@@ -97,12 +102,13 @@ func (c *sftCmd) Run(e *env) error {
 		return err
 	}
 	defer b.Close()
-	samples, validation, err := c.load(e, b)
+	samples, validation, done, err := c.load(e, b)
 	if err != nil {
 		return err
 	}
+	defer done()
 	options.EvalStrategy, options.EvalSteps = c.evaluation(len(validation))
-	run := &train.Run{Samples: samples, Eval: validation, Options: options}
+	run := &train.Run{Samples: samples, Eval: validation, Workers: c.DataloaderNumWorkers, Options: options}
 	if err := c.build(e, b, run); err != nil {
 		return err
 	}
@@ -147,6 +153,14 @@ func (c *sftCmd) options() (train.Options, error) {
 		return train.Options{}, errors.New("--dataset is missing: write `--dataset` and one or more files, or builtin:self-cognition")
 	case c.PerDeviceTrainBatchSize < 1 || accumulation < 1:
 		return train.Options{}, errors.New("--per_device_train_batch_size and --gradient_accumulation_steps must be at least 1")
+	case c.LazyTokenize && c.Packing:
+		return train.Options{}, errors.New("--packing needs the length of every sample, which --lazy_tokenize does not know: give one of them")
+	case c.LazyTokenize && c.MaxLength == 0:
+		return train.Options{}, errors.New("--lazy_tokenize needs --max_length: memory is planned before the longest row is known")
+	case c.PackingLength < 0 || c.DataloaderNumWorkers < 0:
+		return train.Options{}, errors.New("--packing_length and --dataloader_num_workers must not be negative")
+	case !slices.Contains([]data.Packing{data.BinPack, data.Sequential}, data.Packing(c.PackingStrategy)):
+		return train.Options{}, fmt.Errorf("--packing_strategy %s: choose %s or %s", c.PackingStrategy, data.BinPack, data.Sequential)
 	case !(c.SplitDatasetRatio >= 0 && c.SplitDatasetRatio < 1):
 		return train.Options{}, fmt.Errorf("--split_dataset_ratio %v: must be at least 0 and less than 1", c.SplitDatasetRatio)
 	}
@@ -188,30 +202,51 @@ func (c *sftCmd) evaluation(samples int) (train.Strategy, int) {
 	return train.Strategy(cmp.Or(c.EvalStrategy, c.SaveStrategy)), cmp.Or(c.EvalSteps, c.SaveSteps)
 }
 
-// load reads training and validation samples, and says what was left out.
-func (c *sftCmd) load(e *env, b *base) (samples, validation data.Samples, err error) {
+// load finds training and validation samples, and says what was left out. done ends the reading.
+func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Samples, done func(), err error) {
 	opt, err := c.rowFlags.options(b)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	opt.Seed, opt.Shuffle = c.DataSeed, c.DatasetShuffle
 	if len(c.ValDataset) == 0 && c.EvalStrategy != string(train.Never) {
 		opt.SplitRatio = c.SplitDatasetRatio
 	}
-	samples, validation, report, err := data.LoadSplit(c.Dataset, b.chat, opt)
+	samples, validation, report, done, err := c.source(b, opt)
 	if err != nil {
-		return nil, nil, fmt.Errorf("--dataset: %w", err)
+		return nil, nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
-	c.logReport(e, "dataset", report)
+	if !c.LazyTokenize {
+		c.logReport(e, "dataset", report)
+	}
 	if len(c.ValDataset) == 0 {
-		return samples, validation, nil
+		return samples, validation, done, nil
 	}
 	opt.SplitRatio, opt.Shuffle = 1, false
 	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
-		return nil, nil, fmt.Errorf("--val_dataset: %w", err)
+		done()
+		return nil, nil, nil, fmt.Errorf("--val_dataset: %w", err)
 	}
 	c.logReport(e, "val_dataset", report)
-	return samples, validation, nil
+	return samples, validation, done, nil
+}
+
+// source finds the samples of --dataset as the flags want them: read at once or when they are trained on,
+// each by itself or packed.
+func (c *sftCmd) source(b *base, opt data.Options) (data.Source, data.Samples, *data.Report, func(), error) {
+	if c.LazyTokenize {
+		lazy, validation, report, err := data.LoadLazy(c.Dataset, b.chat, opt)
+		if err != nil {
+			return nil, nil, nil, nil, err
+		}
+		return lazy, validation, report, lazy.Close, nil
+	}
+	samples, validation, report, err := data.LoadSplit(c.Dataset, b.chat, opt)
+	if err != nil || !c.Packing {
+		return samples, validation, report, func() {}, err
+	}
+	packed, err := data.NewPacked(samples, cmp.Or(c.PackingLength, opt.MaxLength), data.Packing(c.PackingStrategy))
+	return packed, validation, report, func() {}, err
 }
 
 // build puts the model and the adapter to be trained into the backend's memory.
@@ -233,7 +268,7 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	}
 	o := run.Options
 	maxT, maxS, maxN := train.Room(run.Samples, run.Eval, o.StepSamples, o.RowTokens, o.Pad)
-	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", len(run.Samples), len(run.Eval), o.StepSamples, maxT)
+	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", run.Samples.Len(), len(run.Eval), o.StepSamples, maxT)
 	shown := newProgress(e)
 	run.Model, err = qwen2.Build(run.Backend, b.Model, qwen2.Options{DType: dtype, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set, Progress: shown.loading})
 	shown.end()

@@ -30,7 +30,7 @@ func ParseSpec(text string) (Spec, error) {
 	if hub, id, ok := strings.Cut(rest, "::"); ok && !isPath(rest) {
 		spec.Hub, rest = strings.ToLower(hub), id
 		if spec.Hub != "hf" && spec.Hub != "ms" {
-			return Spec{}, fmt.Errorf("dataset %s: unknown hub %q: write hf:: or ms::", text, hub)
+			return Spec{}, fmt.Errorf("dataset %s: unknown hub %q: it is hf:: or ms:: before the name", text, hub)
 		}
 	}
 	if at := strings.LastIndexByte(rest, '#'); at >= 0 && !isPath(rest) {

@@ -15,7 +15,6 @@ import (
 
 	"qlora/internal/atomicfile"
 	"qlora/internal/strictjson"
-	"qlora/model/data"
 	"qlora/model/lora"
 	"qlora/model/ops"
 	"qlora/model/weights"
@@ -55,7 +54,7 @@ func (r *Run) settings() (map[string]string, error) {
 			settings[name+" "+key] = string(value)
 		}
 	}
-	settings["dataset"] = data.Fingerprint(r.Samples)
+	settings["dataset"] = r.Samples.Fingerprint()
 	settings["base model"] = r.Base.Fingerprint
 	settings["backend"] = r.Backend.Name()
 	settings["packed row"] = fmt.Sprint(r.Model.Batch.MaxT)
@@ -159,7 +158,7 @@ func (l *loop) card() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "---\nbase_model: %s\nlibrary_name: peft\ntags:\n- lora\n- qlora\n---\n\n", l.Base.Name)
 	fmt.Fprintf(&b, "LoRA adapter for `%s`: rank %d, alpha %g, %d modules, %d parameters, %d of %d optimizer steps on %d samples.\n",
-		l.Base.Name, l.Set.Config.R, l.Set.Config.Alpha, l.Set.Modules(), l.Set.Len(), l.at.Step, l.total, len(l.Samples))
+		l.Base.Name, l.Set.Config.R, l.Set.Config.Alpha, l.Set.Modules(), l.Set.Len(), l.at.Step, l.total, l.Samples.Len())
 	return b.Bytes()
 }
 

@@ -122,7 +122,7 @@ func (f *logFile) finish(r Result) error {
 
 // epoch is how many epochs are done.
 func (l *loop) epoch() float64 {
-	return float64(l.at.Cursor.Epoch) + float64(l.at.Cursor.Index)/float64(len(l.Samples))
+	return float64(l.at.Cursor.Epoch) + float64(l.at.Cursor.Index)/float64(l.Samples.Len())
 }
 
 func (l *loop) record(r Record) error {

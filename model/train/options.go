@@ -145,24 +145,18 @@ func (o Options) totalSteps(order data.Order) int {
 }
 
 // Room is how large a packed row can get: what qwen2.Build must make room for. Rows hold at most
-// rowTokens tokens (0: 2048), but always the longest sample whole.
-func Room(samples, eval []data.Sample, stepSamples, rowTokens int, pad data.Pad) (maxT, maxS, maxN int) {
+// rowTokens tokens (0: 2048), but always the longest sample whole. A step has stepSamples units.
+func Room(samples data.Source, eval data.Samples, stepSamples, rowTokens int, pad data.Pad) (maxT, maxS, maxN int) {
 	if rowTokens <= 0 {
 		rowTokens = 2048
 	}
-	longest, total := 1, 0
-	for _, set := range [][]data.Sample{samples, eval} {
-		sum := 0
-		for _, s := range set {
-			longest = max(longest, len(s.IDs))
-			sum += len(s.IDs)
-		}
-		total = max(total, sum)
-	}
+	train, held := samples.Bounds(), eval.Bounds()
+	longest, total := max(train.Sample, held.Sample, 1), max(train.Total, held.Total)
+	most := max(stepSamples*train.Unit, len(eval)) // samples packed together
 	multiple := max(pad.Multiple, 1)
 	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
-	maxT = up(max(min(rowTokens, total, longest*max(stepSamples, len(eval))), longest))
-	return maxT, min(maxT, max(stepSamples, len(eval))) + 1, maxT
+	maxT = up(max(min(rowTokens, total, longest*most), longest))
+	return maxT, min(maxT, most) + 1, maxT
 }
 
 // Run is one training run: a model in a backend's memory, the adapter being trained, and its data.
@@ -171,8 +165,9 @@ type Run struct {
 	Model   *qwen2.Model
 	Set     *lora.Set
 	Base    lora.Base
-	Samples []data.Sample
-	Eval    []data.Sample // may be empty
+	Samples data.Source
+	Eval    data.Samples // may be empty
+	Workers int          // dataloader_num_workers: goroutines that read steps ahead; 0: none
 	Options Options
 	Args    json.RawMessage // written as args.json beside every checkpoint
 	Dir     string          // the run's folder

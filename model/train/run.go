@@ -58,7 +58,8 @@ type position struct {
 type loop struct {
 	*Run
 	at         position
-	sampler    *data.Sampler
+	loader     *data.Loader
+	passed     int // rows that others stood in for
 	schedule   schedule
 	total      int // optimizer steps of the whole run
 	perEpoch   int
@@ -75,10 +76,10 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 	if err := r.Options.check(); err != nil {
 		return Result{}, err
 	}
-	if len(r.Samples) == 0 {
+	if r.Samples.Len() == 0 {
 		return Result{}, errors.New("train: no samples")
 	}
-	order := data.Order{N: len(r.Samples), Seed: r.Options.DataSeed, DatasetShuffle: r.Options.DatasetShuffle, EpochShuffle: r.Options.Shuffle}
+	order := data.Order{N: r.Samples.Len(), Seed: r.Options.DataSeed, DatasetShuffle: r.Options.DatasetShuffle, EpochShuffle: r.Options.Shuffle}
 	l := &loop{Run: r, total: r.Options.totalSteps(order), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
 	var err error
 	if l.schedule, err = newSchedule(r.Options, l.total); err != nil {
@@ -91,9 +92,10 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 	}
 	l.from, l.fromTokens = l.at.Step, l.at.Total.Tokens
 	r.Model.ParamsChanged()
-	if l.sampler, err = data.NewSampler(order, l.at.Cursor); err != nil {
+	if l.loader, err = data.NewLoader(r.Samples, order, l.at.Cursor, r.Options.StepSamples, r.Workers); err != nil {
 		return Result{}, fmt.Errorf("%s: %w", from, err)
 	}
+	defer l.loader.Close()
 	if l.log, err = openLog(r.Dir, l.at.History); err != nil {
 		return Result{}, err
 	}
@@ -120,13 +122,17 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 	}
 	for l.at.Step < l.total && !l.stale() {
 		begun := time.Now()
-		idx := l.sampler.Next(l.Options.StepSamples)
+		next, err := l.loader.Next()
+		if err != nil {
+			return Result{}, err
+		}
+		l.standIns(next.Passed)
 		step := l.at.Step + 1
-		sum, norm, err := l.step(ctx, step, idx, l.schedule.rate(step))
+		sum, norm, err := l.step(ctx, step, next.Samples, l.schedule.rate(step))
 		if err != nil {
 			return Result{}, l.stopped(ctx, err)
 		}
-		l.at.Step, l.at.Cursor = step, l.sampler.Cursor()
+		l.at.Step, l.at.Cursor = step, next.After
 		l.at.Since.add(sum)
 		l.at.Total.add(sum)
 		l.at.Steps++
@@ -141,6 +147,19 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 		l.notice("stopped after step %d of %d: no better eval_%s in %d checkpoints", l.at.Step, l.total, l.Options.bestMetric(), l.at.Stale)
 	}
 	return l.result()
+}
+
+// standIns names the first rows that could not be used.
+func (l *loop) standIns(passed []data.Issue) {
+	const named = 20
+	for _, issue := range passed {
+		switch l.passed++; {
+		case l.passed <= named:
+			l.notice("%s: another row is trained on in its place", issue)
+		case l.passed == named+1:
+			l.notice("more rows cannot be used, and are not named: qlora data lists them")
+		}
+	}
 }
 
 // stale says that early_stop_interval ends the run.

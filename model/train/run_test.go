@@ -24,9 +24,9 @@ import (
 )
 
 // samples makes n random rows for a vocabulary of v, half of each trained on.
-func samples(n, v int, seed uint64) []data.Sample {
+func samples(n, v int, seed uint64) data.Samples {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	all := make([]data.Sample, n)
+	all := make(data.Samples, n)
 	for i := range all {
 		s := data.Sample{File: "random.jsonl", Row: i + 1}
 		for p := range 6 + rng.IntN(20) {
@@ -198,7 +198,7 @@ func TestResumeRefusesOtherSettings(t *testing.T) {
 		names  string
 	}{
 		{func(r *train.Run) { r.Options.LearningRate = 1 }, "LearningRate"},
-		{func(r *train.Run) { r.Samples = r.Samples[:18] }, "dataset"},
+		{func(r *train.Run) { r.Samples = r.Samples.(data.Samples)[:18] }, "dataset"},
 		{func(r *train.Run) { r.Base.Fingerprint = "def" }, "base model"},
 		{func(r *train.Run) { r.Options.Seed = 43 }, "Seed"},
 	} {

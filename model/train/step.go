@@ -29,13 +29,9 @@ func (t tally) mean() float64 { return t.NLL / float64(max(t.Labels, 1)) }
 // accuracy is the share of label tokens the model would have picked.
 func (t tally) accuracy() float64 { return t.Hits / float64(max(t.Labels, 1)) }
 
-// step runs one optimizer step on the samples idx: number step, counted from 1. Cancelling ctx
-// leaves the parameters as they were.
-func (r *Run) step(ctx context.Context, step int, idx []int, lr float64) (tally, float64, error) {
-	samples := make([]data.Sample, len(idx))
-	for i, j := range idx {
-		samples[i] = r.Samples[j]
-	}
+// step runs one optimizer step on samples: number step, counted from 1. Cancelling ctx leaves the
+// parameters as they were.
+func (r *Run) step(ctx context.Context, step int, samples []data.Sample, lr float64) (tally, float64, error) {
 	rows, err := data.Pack(samples, r.Model.Batch.MaxT, r.Options.Pad)
 	if err != nil {
 		return tally{}, 0, err
