@@ -2,7 +2,8 @@
 // after a loss of power, finds the old content or the new, never a part: all is
 // written beside the target, flushed to the disk, renamed, and the rename flushed.
 // A failed write removes what it wrote and leaves the target as it was. A failed
-// flush is never tried again, as the system may have dropped the data.
+// flush is never tried again, as the system may have dropped the data. One process
+// at a time may write a target.
 package atomicfile
 
 import (
@@ -13,34 +14,31 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/google/renameio/v2"
 )
+
+// TempPath returns where the content of path is written before it is renamed. What
+// a process that was killed has left there is replaced by the next write of path.
+func TempPath(path string) string {
+	return filepath.Join(filepath.Dir(path), ".tmp-"+filepath.Base(path))
+}
 
 // WriteFile replaces the file at path by what write writes, with the permissions
 // 0o644 less the umask. The errors of write are returned as they are.
-func WriteFile(path string, write func(io.Writer) error) (err error) {
-	// A fixed place for the temporary file: renameio would try $TMPDIR first.
-	pending, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithPermissions(0o644))
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cleanupErr := pending.Cleanup(); cleanupErr != nil && err == nil {
-			err = cleanupErr
+func WriteFile(path string, write func(io.Writer) error) error {
+	return replace(path, func(tmp string) error {
+		f, err := create(tmp)
+		if err != nil {
+			return err
 		}
-	}()
-	buffered := bufio.NewWriterSize(pending, 1<<20)
-	if err := write(buffered); err != nil {
-		return err
-	}
-	if err := buffered.Flush(); err != nil {
-		return err
-	}
-	if err := pending.CloseAtomicallyReplace(); err != nil { // flushes the file
-		return err
-	}
-	return syncPath(filepath.Dir(path))
+		buffered := bufio.NewWriterSize(f, 1<<20)
+		if err := write(buffered); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if err := buffered.Flush(); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		return errors.Join(f.Sync(), f.Close())
+	})
 }
 
 // WriteBytes is WriteFile of data.
@@ -51,43 +49,55 @@ func WriteBytes(path string, data []byte) error {
 	})
 }
 
-// WriteDir makes the folder at path, which must not exist, with what fill puts
-// into the folder it is given. That one lies beside path under the name .tmp-BASE;
-// one left by a process that was killed is removed first. The errors of fill are
-// returned as they are.
-func WriteDir(path string, fill func(dir string) error) (err error) {
+// WriteDir makes the folder at path, which must not exist, with what fill puts into
+// the folder it is given. The errors of fill are returned as they are.
+func WriteDir(path string, fill func(dir string) error) error {
 	if _, err := os.Lstat(path); err == nil {
 		return &fs.PathError{Op: "create folder", Path: path, Err: fs.ErrExist}
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	tmp := TempDir(path)
-	if err := os.RemoveAll(tmp); err != nil {
+	return replace(path, func(tmp string) error {
+		if err := mkdir(tmp); err != nil {
+			return err
+		}
+		if err := fill(tmp); err != nil {
+			return err
+		}
+		return syncTree(tmp)
+	})
+}
+
+// RemoveDir removes the folder at path, which a reader finds whole or not at all.
+func RemoveDir(path string) error {
+	tmp := TempPath(path)
+	if err := removeAll(tmp); err != nil {
 		return err
 	}
-	if err := os.Mkdir(tmp, 0o755); err != nil {
+	if err := rename(path, tmp); err != nil {
+		return err
+	}
+	return errors.Join(syncPath(filepath.Dir(path)), removeAll(tmp))
+}
+
+// replace puts what make makes at TempPath(path) at path.
+func replace(path string, make func(tmp string) error) (err error) {
+	tmp := TempPath(path)
+	if err := removeAll(tmp); err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, os.RemoveAll(tmp))
+			err = errors.Join(err, removeAll(tmp))
 		}
 	}()
-	if err := fill(tmp); err != nil {
+	if err := make(tmp); err != nil {
 		return err
 	}
-	if err := syncTree(tmp); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
+	if err := rename(tmp, path); err != nil {
 		return err
 	}
 	return syncPath(filepath.Dir(path))
-}
-
-// TempDir returns where WriteDir builds the folder for path.
-func TempDir(path string) string {
-	return filepath.Join(filepath.Dir(path), ".tmp-"+filepath.Base(path))
 }
 
 // syncTree flushes every file and folder below dir, and dir itself.
@@ -101,13 +111,4 @@ func syncTree(dir string) error {
 		}
 		return fmt.Errorf("%s: neither a file nor a folder", path)
 	})
-}
-
-// syncPath flushes one file or folder to the disk.
-func syncPath(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

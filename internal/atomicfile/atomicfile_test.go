@@ -77,7 +77,7 @@ func TestWriteDir(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "checkpoint-10")
 	// What a killed process may have left.
-	if err := os.MkdirAll(filepath.Join(TempDir(path), "stale"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(TempPath(path), "stale"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	fill := func(tmp string) error {
