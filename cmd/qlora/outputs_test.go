@@ -67,6 +67,10 @@ ENV: {CUDA_VISIBLE_DEVICES: 0}
 		t.Errorf("images %v of %d tags, %v", images, len(series), err)
 	}
 
+	if strings.Contains(o.stderr, "nothing is evaluated") {
+		t.Errorf("standard error of a run with validation data:\n%s", o.stderr)
+	}
+
 	// The args.json of a run is a configuration file too, here of a run that is to report nothing.
 	ok(t, work, "", "sft", filepath.Join("out", "args.json"), "--output_dir", "again", "--report_to", "none")
 	same := filepath.Join("checkpoint-4", "adapter_model.safetensors")
@@ -84,6 +88,7 @@ ENV: {CUDA_VISIBLE_DEVICES: 0}
 		"--init_weights pissa":                   "--init_weights pissa: known but not supported: choose true",
 		"--metric_for_best_model rouge-l":        "--metric_for_best_model rouge-l: choose loss or token_acc",
 		"--early_stop_interval 2 --eval_steps 1": "--early_stop_interval 2 counts checkpoints",
+		"--early_stop_interval 1 --eval_steps 1": "notice: no validation data, so that nothing is evaluated",
 	} {
 		args := append([]string{"sft", "--model", args["model"].(string), "--dataset", "train.jsonl", "--output_dir", "bad"}, strings.Fields(flags)...)
 		if o := qlora(t, work, "", args...); o.code != exitUsage || !strings.Contains(o.stderr, want) {

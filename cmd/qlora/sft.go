@@ -120,6 +120,9 @@ func (c *sftCmd) Run(e *env) error {
 	if run.Args, err = argsJSON(e.flags, b, &c.modelFlags); err != nil {
 		return err
 	}
+	if len(validation) == 0 && (c.EvalSteps > 0 || cmp.Or(c.EvalStrategy, "no") != "no") {
+		e.logf("notice: no validation data, so that nothing is evaluated: give --val_dataset, or --split_dataset_ratio 0.01 as ms-swift did by itself up to 3.5")
+	}
 	e.logf("run: %s", run.Dir)
 	if err := keepConfig(e, run.Dir); err != nil {
 		return err
