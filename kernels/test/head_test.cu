@@ -1,0 +1,132 @@
+/* The head on a card: loss and its gradient, logits, divergence, against float64. Usage: head_test [results.json]; with a
+file also times them at the 7B shape. Exit 1 on any failure. */
+#include "reference.h"
+
+/* Logits of the label rows. */
+static values logits_of(const host_batch &b, const values &x, const values &w, int C, int V) {
+  values l(b.rows.size() * V);
+  for (size_t i = 0; i < b.rows.size(); i++)
+    for (int v = 0; v < V; v++) {
+      double sum = 0;
+      for (int c = 0; c < C; c++) sum += x[(size_t)b.rows[i] * C + c] * w[(size_t)v * C + c];
+      l[i * V + v] = sum;
+    }
+  return l;
+}
+static double log_sum(const double *l, int V) {
+  const double top = *std::max_element(l, l + V);
+  double sum = 0;
+  for (int v = 0; v < V; v++) sum += exp(l[v] - top);
+  return top + log(sum);
+}
+static std::string text(const char *op, int T, int N, int C, int V) {
+  return std::string(op) + " T" + std::to_string(T) + " N" + std::to_string(N) + " C" + std::to_string(C) + " V" + std::to_string(V);
+}
+
+/* room: label rows that the work holds. */
+static void loss(int T, int N, int C, int V, double sigma, bool gradient, int room, int variant) {
+  trial t(text(gradient ? "head loss" : "head loss eval", T, N, C, V) + " room " + std::to_string(room) + " variant " + std::to_string(variant));
+  host_batch b(t, T, 1 + T / 9, N, V);
+  const tensor &xn = t.in(BF16, normals((size_t)T * C, 1, 1)), &head = t.in(BF16, normals((size_t)V * C, sigma / sqrt(C), 2));
+  const tensor &dxn = t.out(BF16, (size_t)T * C), &nll = t.out(F32, N), &hit = t.out(F32, N);
+  const int64_t bytes = qk_head_loss_work(room, C, V);
+  const tensor &work = t.scratch(bytes);
+  const values l = logits_of(b, xn.v, head.v, C, V);
+  values nlls(N), hits(N), d((size_t)T * C);
+  for (int i = 0; i < N; i++) {
+    const double *row = &l[(size_t)i * V], lse = log_sum(row, V);
+    const int target = (int)b.targets[i];
+    nlls[i] = lse - row[target], hits[i] = std::max_element(row, row + V) - row == target;
+    for (int v = 0; v < V; v++) {
+      const double g = b.scale * (exp(row[v] - lse) - (v == target));
+      for (int c = 0; c < C; c++) d[(size_t)b.rows[i] * C + c] += g * head.v[(size_t)v * C + c];
+    }
+  }
+  if (!t.run([&] { return qk_head_loss(gradient ? (qk_ptr)dxn : 0, nll, hit, xn, head, &b.device, C, V, work, bytes, 0, variant); })) return;
+  t.close("nll", nll, nlls), t.exact("hit", hit, hits);
+  if (gradient) t.product("dxn", dxn, d);
+}
+
+/* Rows whose target is the largest logit, alone or with an equal of a lower id. */
+static void hits() {
+  trial t("head loss, ties");
+  const int T = 4, C = 8, V = 200;
+  host_batch b(t, T, 1, 0, V);
+  b.rows = {0, 1, 2, 3}, b.targets = {150, 70, 150, 3};
+  b.place(t);
+  values w((size_t)V * C), x((size_t)T * C);
+  for (int c = 0; c < 4; c++) x[c * C + c] = 1;
+  w[150 * C + 0] = 2, w[20 * C + 0] = 1;                     // 150 alone
+  w[70 * C + 1] = 2, w[190 * C + 1] = 2;                     // 70, the lower of two
+  w[150 * C + 2] = 2, w[20 * C + 2] = 2;                     // 20, not the target
+  w[3 * C + 3] = -1;                                         // all others are larger
+  const tensor &xn = t.in(BF16, x), &head = t.in(BF16, w), &nll = t.out(F32, T), &hit = t.out(F32, T);
+  const int64_t bytes = qk_head_loss_work(T, C, V);
+  const tensor &work = t.scratch(bytes);
+  if (t.run([&] { return qk_head_loss(0, nll, hit, xn, head, &b.device, C, V, work, bytes, 0, 0); })) t.exact("hit", hit, {1, 1, 0, 0});
+}
+
+static void logits(int T, int N, int C, int V) {
+  trial t(text("logits", T, N, C, V));
+  host_batch b(t, T, 1, N, V);
+  const tensor &xn = t.in(BF16, normals((size_t)T * C, 1, 1)), &head = t.in(BF16, normals((size_t)V * C, .05, 2)), &out = t.out(F32, (size_t)N * V);
+  if (t.run([&] { return qk_logits(out, xn, head, &b.device, C, V, 0); })) t.close("logits", out, logits_of(b, xn.v, head.v, C, V));
+}
+
+static void divergence(int T, int N, int C, int V, double noise, int room) {
+  trial t(text("kl", T, N, C, V) + " noise " + std::to_string(noise));
+  host_batch b(t, T, 1, N, V);
+  const tensor &base = t.in(BF16, normals((size_t)T * C, 1, 1)), &head = t.in(BF16, normals((size_t)V * C, 1 / sqrt(C), 2)), &kl = t.out(F32, N);
+  values near = base.v;
+  const values jitter = normals(near.size(), noise, 3);
+  for (size_t i = 0; i < near.size(); i++) near[i] += jitter[i];
+  const tensor &tuned = t.in(BF16, near);
+  const int64_t bytes = qk_kl_work(room, V);
+  const tensor &work = t.scratch(bytes);
+  if (!t.run([&] { return qk_kl(kl, base, tuned, head, &b.device, C, V, work, bytes, 0); })) return;
+  const values p = logits_of(b, base.v, head.v, C, V), q = logits_of(b, tuned.v, head.v, C, V);
+  values want(N);
+  for (int i = 0; i < N; i++) {
+    const double lp = log_sum(&p[(size_t)i * V], V), lq = log_sum(&q[(size_t)i * V], V);
+    for (int v = 0; v < V; v++) want[i] += exp(p[(size_t)i * V + v] - lp) * (p[(size_t)i * V + v] - lp - q[(size_t)i * V + v] + lq);
+  }
+  t.within("kl", kl, want, 1e-5);
+}
+
+static void speed(const char *path) {
+  FILE *json = fopen(path, "w");
+  if (!json) printf("cannot write %s\n", path), exit(1);
+  arena memory((size_t)8 << 30);
+  const qk_ptr xn = (qk_ptr)memory.normal<bf16>((size_t)T7 * C7, 1, 1), head = (qk_ptr)memory.normal<bf16>((size_t)V7 * C7, .02f, 2), dxn = (qk_ptr)memory.take((size_t)T7 * C7 * 2);
+  const qk_ptr nll = (qk_ptr)memory.take(T7 * 4), hit = (qk_ptr)memory.take(T7 * 4), out = (qk_ptr)memory.take((size_t)8 * V7 * 4);
+  const double weight = 2. * V7 * C7;
+  for (int N : {614, 2048}) {
+    const qk_batch b = device_batch(memory, N);
+    const int64_t bytes = qk_head_loss_work(N, C7, V7);
+    const qk_ptr work = (qk_ptr)memory.take(bytes);
+    const std::string shape = "N " + std::to_string(N);
+    report(json, "head_loss", shape.c_str(), 2 * weight + 6. * N * V7, [&](int) { return qk_head_loss(dxn, nll, hit, xn, head, &b, C7, V7, work, bytes, 0, 0); });
+    report(json, "head_loss_eval", shape.c_str(), weight, [&](int) { return qk_head_loss(0, nll, hit, xn, head, &b, C7, V7, work, bytes, 0, 0); });
+  }
+  for (int N : {1, 8}) {
+    const qk_batch b = device_batch(memory, N);
+    report(json, "logits", ("N " + std::to_string(N)).c_str(), weight, [&](int) { return qk_logits(out, xn, head, &b, C7, V7, 0); });
+  }
+  fclose(json);
+}
+
+int main(int argc, char **argv) {
+  int major;
+  CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  for (int variant = 1; variant <= (major == 9 ? 2 : 1); variant++) {
+    loss(1, 1, 8, 8, 3, true, 1, variant), loss(5, 3, 40, 104, 3, true, 3, variant), loss(200, 150, 104, 1000, 3, true, 150, variant);
+    loss(300, 300, 256, 808, 1, true, 100, variant), loss(16, 16, 896, 4096, 8, true, 16, variant);
+  }
+  loss(20, 7, 40, 301, 3, false, 7, 0), loss(1, 1, 8, 1, 3, false, 1, 0), loss(140, 129, 72, 130, 20, false, 129, 0);
+  hits();
+  logits(1, 1, 8, 5), logits(9, 3, 40, 301), logits(9, 8, 520, 1000), logits(9, 9, 520, 1001), logits(200, 150, 72, 300);
+  divergence(9, 5, 64, 300, .3, 5), divergence(200, 140, 104, 1001, .01, 60), divergence(4, 4, 64, 300, 3, 4), divergence(4, 4, 64, 300, 0, 4);
+  if (argc > 1) speed(argv[1]);
+  printf("%d failures\n", failures);
+  return failures > 0;
+}
