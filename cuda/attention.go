@@ -16,7 +16,7 @@ func (b *Backend) Attention(o, lse, u, qkv ops.Tensor, h ops.Heads, l *ops.LoRA,
 	}
 	b.launch("Attention", func() C.qk_status {
 		return C.qk_attention_fwd(at(o), at(lse), at(u), at(qkv), heads(h), b.lora(0, l), b.batch(batch),
-			at(b.work), b.workBytes(), b.onStream(), b.variant())
+			b.onStream(), b.variant())
 	}, o, u, qkv)
 }
 

@@ -113,7 +113,7 @@ qk_status qk_linear_bwd(qk_ptr dx, qk_ptr dy, qk_ptr w, int32_t M, int32_t N, in
 /* o (T,H*D), lse (H,T) float32 (optional), u (T,Rt) of o's reader (optional) from qkv (T,(H+2Hk)*D): causal in
  * each segment, scores scaled by 1/sqrt(D). Limits: D 64 or 128, H % Hk == 0. */
 qk_status qk_attention_fwd(qk_ptr o, qk_ptr lse, qk_ptr u, qk_ptr qkv, qk_heads h, const qk_lora *l,
-                           const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+                           const qk_batch *b, qk_stream s, int32_t variant);
 
 /* act (T,F) = silu(gate)*up of gateup (T,2F) in its own layout, u (T,Rt) of act's reader (optional). Limits: F % 8 == 0. */
 qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk_lora *l, const qk_batch *b, int32_t F,
@@ -127,7 +127,9 @@ qk_status qk_rmsnorm_bwd(qk_ptr dx, qk_ptr du_out, qk_ptr dres, qk_ptr dxn, qk_p
                          qk_ptr w, int32_t w_type, const qk_lora *in, const qk_lora *out, const qk_batch *b, int32_t C,
                          qk_stream s);
 
-/* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). */
+/* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). Optional: du_o with lo, du_qkv with lqkv, cos with sin.
+ * The work is for at most T tokens in at most S segments, on the current device. */
+int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h);
 qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
                            qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
                            const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);

@@ -9,64 +9,11 @@ Plan    dK, dV of a tile of keys need all query rows behind it of all H/Hk query
 Bound   memory and latency: 10 us and 11 us of 200 at T = 2048 (H200) */
 #pragma once
 
-#include "attention.cuh"
-#include "tiles.h"
-
-/* One unit of the dK, dV kernel: query heads head .. head + heads - 1 of a kv head, on one tile of keys. */
-struct attention_dkv_item {
-  uint32_t tile;      // attention_tile, packed
-  uint16_t head, heads;
-  int32_t slot;       // of its partials; -1: it writes dK, dV itself
-  int32_t cost;       // query blocks of 64 times heads
-};
-/* A tile and kv head whose partials are to be added: slots first .. first + count - 1. */
-struct attention_sum_item {
-  uint32_t tile;
-  int32_t kv_head, first, count;
-};
-struct attention_counts {
-  int32_t tiles, dkv_items, sums, slots;
-};
+#include "attention_work.cuh"
 
 /* The share of one multiprocessor's work that an item of dK, dV may take, by simulated finish time over one segment at
 28/4 heads on 132 multiprocessors: 0.8 is within 2 % of the best split at T = 2048 and 4096; at 8192 whole groups are. */
 constexpr float attention_dkv_share(int T) { return T <= 6144 ? 0.8f : 1.0f; }
-
-/* Slots of partials: 1.85 a multiprocessor are needed at T = 2048, fewer elsewhere. Beyond them tiles stay whole. */
-constexpr int attention_slots_per_multiprocessor = 2;
-
-/* Where things lie in the scratch memory. */
-struct attention_work {
-  attention_counts *counts;
-  uint32_t *tiles;               // most keys first: items of dQ are these times heads
-  attention_dkv_item *unsorted, *items;
-  attention_sum_item *sums;
-  float *lse2, *delta;           // (H, padded rows)
-  float *partials;               // slots of dK (128,D), dV (128,D)
-  int max_tiles, max_slots, padded_rows;
-  int64_t bytes;
-  __host__ __device__ attention_work(char *base, int T, int S, int H, int Hk, int D, int multiprocessors) {
-    char *at = base;
-    const auto take = [&at](int64_t n) {
-      char *p = at;
-      at += (n + 255) / 256 * 256;
-      return p;
-    };
-    max_tiles = T / attention_rows + S;
-    max_slots = min(attention_slots_per_multiprocessor * multiprocessors, max_tiles * H);
-    padded_rows = max_tiles * attention_rows;
-    counts = (attention_counts *)take(sizeof(attention_counts));
-    tiles = (uint32_t *)take((int64_t)max_tiles * 4);
-    unsorted = (attention_dkv_item *)take((int64_t)max_tiles * H * sizeof(attention_dkv_item));
-    items = (attention_dkv_item *)take((int64_t)max_tiles * H * sizeof(attention_dkv_item));
-    sums = (attention_sum_item *)take((int64_t)max_tiles * Hk * sizeof(attention_sum_item));
-    lse2 = (float *)take((int64_t)H * padded_rows * 4);
-    delta = (float *)take((int64_t)H * padded_rows * 4);
-    partials = (float *)take((int64_t)max_slots * 2 * attention_rows * D * 4);
-    bytes = at - base;
-  }
-  __host__ __device__ static int min(int a, int b) { return a < b ? a : b; }
-};
 
 QK_DEVICE int attention_query_blocks(const int32_t *seg_start, attention_tile t) {
   const int rows = __ldg(seg_start + t.segment + 1) - __ldg(seg_start + t.segment) - t.level * attention_rows;
@@ -177,6 +124,42 @@ __global__ void __launch_bounds__(256) attention_bwd_plan_kernel(attention_probl
   }
 }
 
+/* dK, dV of a thread: partials to the item's slot, or the finished rows. */
+template <int D>
+QK_DEVICE void attention_dkv_store(float (&dk)[D / 2], float (&dv)[D / 2], const attention_problem &p,
+                                   const attention_work &work, const attention_dkv_item &item, int row, int end, int local,
+                                   int lane) {
+  if (item.slot >= 0) {
+    float *k = work.partials + (int64_t)item.slot * 2 * attention_rows * D + local * D + lane % 4 * 2;
+    float *v = k + attention_rows * D;
+#pragma unroll
+    for (int j = 0; j < D / 8; j++) {
+      *(float2 *)(k + 8 * j) = make_float2(dk[4 * j], dk[4 * j + 1]);
+      *(float2 *)(k + 8 * D + 8 * j) = make_float2(dk[4 * j + 2], dk[4 * j + 3]);
+      *(float2 *)(v + 8 * j) = make_float2(dv[4 * j], dv[4 * j + 1]);
+      *(float2 *)(v + 8 * D + 8 * j) = make_float2(dv[4 * j + 2], dv[4 * j + 3]);
+    }
+    return;
+  }
+  const float scale = rsqrtf(D);
+#pragma unroll
+  for (int i = 0; i < D / 2; i++) dk[i] *= scale;
+  attention_rope_back(dk, p.rope, row, end, lane);
+  const int64_t pitch = (p.H + 2 * p.Hk) * D;
+  bf16 *k = p.dqkv + row * pitch + (p.H + item.head / (p.H / p.Hk)) * D + lane % 4 * 2, *v = k + p.Hk * D;
+#pragma unroll
+  for (int j = 0; j < D / 8; j++) {
+    if (row < end) {
+      *(uint32_t *)(k + 8 * j) = pack_bf16(dk[4 * j], dk[4 * j + 1]);
+      *(uint32_t *)(v + 8 * j) = pack_bf16(dv[4 * j], dv[4 * j + 1]);
+    }
+    if (row + 8 < end) {
+      *(uint32_t *)(k + 8 * pitch + 8 * j) = pack_bf16(dk[4 * j + 2], dk[4 * j + 3]);
+      *(uint32_t *)(v + 8 * pitch + 8 * j) = pack_bf16(dv[4 * j + 2], dv[4 * j + 3]);
+    }
+  }
+}
+
 /* dK, dV of the tiles that were split: their partials in slot order, dK scaled and turned back. 16 blocks a tile, 8 rows
 each. */
 template <int D>
@@ -207,4 +190,15 @@ __global__ void __launch_bounds__(256) attention_bwd_sum_kernel(attention_proble
       *(uint2 *)out = make_uint2(pack_bf16(sum.x, sum.y), pack_bf16(sum.z, sum.w));
     }
   }
+}
+
+qk_status attention_bwd_plan(const attention_problem &p, const attention_work &w, const qk_device &device, cudaStream_t stream) {
+  const auto kernel = p.D == 64 ? attention_bwd_plan_kernel<64> : attention_bwd_plan_kernel<128>;
+  kernel<<<1 + w.max_tiles * p.H, 256, 0, stream>>>(p, w, attention_dkv_share(p.T), device.multiprocessors);
+  return qk_launched(p.name, cudaGetLastError());
+}
+qk_status attention_bwd_sum(const attention_problem &p, const attention_work &w, const qk_device &device, cudaStream_t stream) {
+  const auto kernel = p.D == 64 ? attention_bwd_sum_kernel<64> : attention_bwd_sum_kernel<128>;
+  kernel<<<4 * device.multiprocessors, 256, 0, stream>>>(p, w);
+  return qk_launched(p.name, cudaGetLastError());
 }

@@ -90,7 +90,7 @@ QK_DEVICE void attention_dq_consume(const CUtensorMap &dq_map, const attention_p
       attention_issue_scores<D, 128, attention_rows, attention_rows>(dp, d_o, v0 + at.stage * stage);
       wgmma_wait<1>();
       settle(s);
-      if (n == t.level) attention_mask_diagonal(s, local, lane);
+      if (n == t.level) attention_mask(s, local, 0, lane);
 #pragma unroll
       for (int j = 0; j < 16; j++) {
         s[4 * j] = exp2_fast(fmaf(s[4 * j], scale_log2, -lse0));
@@ -120,7 +120,7 @@ QK_DEVICE void attention_dq_consume(const CUtensorMap &dq_map, const attention_p
     }
 #pragma unroll
     for (int i = 0; i < D / 2; i++) dq[i] *= scale;
-    attention_rope_back<D>(dq, p.rope, row + local, end, lane);
+    attention_rope_back(dq, p.rope, row + local, end, lane);
     attention_store_rows<D>(dq, dq_map, p.dqkv, (p.H + 2 * p.Hk) * D, head, row + group * 64, end,
                             base + L::dq_at + group * (L::tile_bytes / 2), 1 + group, warp, lane);
   }
@@ -202,42 +202,6 @@ QK_DEVICE void attention_dkv_produce(const CUtensorMap &q_map, const CUtensorMap
   }
 }
 
-/* dK, dV of a thread: partials to the item's slot, or the finished rows. */
-template <int D>
-QK_DEVICE void attention_dkv_store(float (&dk)[D / 2], float (&dv)[D / 2], const attention_problem &p,
-                                   const attention_work &work, const attention_dkv_item &item, int row, int end, int local,
-                                   int lane) {
-  if (item.slot >= 0) {
-    float *k = work.partials + (int64_t)item.slot * 2 * attention_rows * D + local * D + lane % 4 * 2;
-    float *v = k + attention_rows * D;
-#pragma unroll
-    for (int j = 0; j < D / 8; j++) {
-      *(float2 *)(k + 8 * j) = make_float2(dk[4 * j], dk[4 * j + 1]);
-      *(float2 *)(k + 8 * D + 8 * j) = make_float2(dk[4 * j + 2], dk[4 * j + 3]);
-      *(float2 *)(v + 8 * j) = make_float2(dv[4 * j], dv[4 * j + 1]);
-      *(float2 *)(v + 8 * D + 8 * j) = make_float2(dv[4 * j + 2], dv[4 * j + 3]);
-    }
-    return;
-  }
-  const float scale = rsqrtf(D);
-#pragma unroll
-  for (int i = 0; i < D / 2; i++) dk[i] *= scale;
-  attention_rope_back<D>(dk, p.rope, row, end, lane);
-  const int64_t pitch = (p.H + 2 * p.Hk) * D;
-  bf16 *k = p.dqkv + row * pitch + (p.H + item.head / (p.H / p.Hk)) * D + lane % 4 * 2, *v = k + p.Hk * D;
-#pragma unroll
-  for (int j = 0; j < D / 8; j++) {
-    if (row < end) {
-      *(uint32_t *)(k + 8 * j) = pack_bf16(dk[4 * j], dk[4 * j + 1]);
-      *(uint32_t *)(v + 8 * j) = pack_bf16(dv[4 * j], dv[4 * j + 1]);
-    }
-    if (row + 8 < end) {
-      *(uint32_t *)(k + 8 * pitch + 8 * j) = pack_bf16(dk[4 * j + 2], dk[4 * j + 3]);
-      *(uint32_t *)(v + 8 * pitch + 8 * j) = pack_bf16(dv[4 * j + 2], dv[4 * j + 3]);
-    }
-  }
-}
-
 template <int D>
 QK_DEVICE void attention_dkv_consume(const attention_problem &p, const attention_work &work, uint32_t base, int group,
                                      int warp, int lane) {
@@ -281,17 +245,7 @@ QK_DEVICE void attention_dkv_consume(const attention_problem &p, const attention
         attention_issue_scores<D, 64, L::block, L::block>(dp, v, q0 + at.stage * stage + to_do);
         wgmma_wait<1>();
         settle(s);
-        if (n == group) {  // key r is seen by queries r and later
-          const int key = warp * 16 + lane / 4;
-#pragma unroll
-          for (int j = 0; j < 8; j++) {
-            const int query = j * 8 + lane % 4 * 2;
-            if (query < key) s[4 * j] = -INFINITY;
-            if (query + 1 < key) s[4 * j + 1] = -INFINITY;
-            if (query < key + 8) s[4 * j + 2] = -INFINITY;
-            if (query + 1 < key + 8) s[4 * j + 3] = -INFINITY;
-          }
-        }
+        if (n == group) attention_mask_transposed(s, warp * 16 + lane / 4, 0, lane);
         const uint32_t statistics = base + L::statistics_at + at.stage * L::statistics_bytes + lane % 4 * 8;
 #pragma unroll
         for (int j = 0; j < 8; j++) {
@@ -370,13 +324,12 @@ __global__ void __launch_bounds__(384, 1)
 #endif
 }
 
-/* ---- Launch: plan and delta, dK dV, dQ, sum. dQ reads nothing of the kernel before it, which lets it start where its own
-blocks have ended; both read what the plan kernel wrote, for which dK dV has waited by then. */
+/* ---- Launch: dK dV, then dQ, which reads nothing of the kernel before it and so starts where its own blocks have ended;
+both read what the plan kernel wrote, for which dK dV has waited by then. */
 
 template <int D>
-static qk_status attention_bwd_launch(const attention_problem &p, const qk_device &device, cudaStream_t stream) {
-  const int sms = device.multiprocessors, pitch = (p.H + 2 * p.Hk) * D;
-  const attention_work work((char *)p.work, p.T, p.S, p.H, p.Hk, D, sms);
+static qk_status attention_bwd_launch(const attention_problem &p, const attention_work &work, const qk_device &device, cudaStream_t stream) {
+  const int pitch = (p.H + 2 * p.Hk) * D;
   const bf16 *k_data = p.qkv + p.H * D, *v_data = k_data + p.Hk * D;
   CUtensorMap q, d_o, k, v, dq, q64, do64, k64, v64;
   qk_status status = qk_tensor_map(&q, p.name, tensor_heads{"q", p.qkv, p.T, p.H, D, pitch, 128});
@@ -390,24 +343,15 @@ static qk_status attention_bwd_launch(const attention_problem &p, const qk_devic
   if (!status) status = qk_tensor_map(&v64, p.name, tensor_heads{"v", v_data, p.T, p.Hk, D, pitch, 64});
   if (status) return status;
 
-  attention_bwd_plan_kernel<D><<<1 + work.max_tiles * p.H, 256, 0, stream>>>(p, work, attention_dkv_share(p.T), sms);
-  status = qk_launched(p.name, cudaGetLastError());
-  const int blocks = min(sms, work.max_tiles * p.H);
-  if (!status)
-    status = launch_dependent(p.name, attention_dkv_sm90_kernel<D>, blocks, 1, 384, attention_dkv_layout<D>::bytes, stream,
+  const int blocks = min(device.multiprocessors, work.max_tiles * p.H);
+  status = launch_dependent(p.name, attention_dkv_sm90_kernel<D>, blocks, 1, 384, attention_dkv_layout<D>::bytes, stream,
                               q64, do64, k64, v64, p, work);
   if (!status)
     status = launch_dependent(p.name, attention_dq_sm90_kernel<D>, blocks, 1, 384, attention_dq_layout<D>::bytes, stream, q,
                               d_o, k, v, dq, p, work);
-  if (status) return status;
-  attention_bwd_sum_kernel<D><<<4 * sms, 256, 0, stream>>>(p, work);
-  return qk_launched(p.name, cudaGetLastError());
+  return status;
 }
 
-int64_t attention_bwd_bytes(int T, int S, int H, int Hk, int D, int multiprocessors) {
-  return attention_work(nullptr, T, S, H, Hk, D, multiprocessors).bytes;
-}
-
-qk_status attention_bwd_sm90(const attention_problem &p, const qk_device &device, cudaStream_t stream) {
-  return p.D == 64 ? attention_bwd_launch<64>(p, device, stream) : attention_bwd_launch<128>(p, device, stream);
+qk_status attention_bwd_sm90(const attention_problem &p, const attention_work &work, const qk_device &device, cudaStream_t stream) {
+  return p.D == 64 ? attention_bwd_launch<64>(p, work, device, stream) : attention_bwd_launch<128>(p, work, device, stream);
 }

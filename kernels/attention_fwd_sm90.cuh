@@ -43,36 +43,6 @@ struct attention_fwd_item {
   }
 };
 
-/* Running maximum, sum of exponentials, of the two rows a thread holds. */
-struct attention_softmax {
-  float max0 = -INFINITY, max1 = -INFINITY, sum0 = 0, sum1 = 0;
-
-  /* Scores become exponentials against the new maximum; returns by how much what was summed before must shrink. */
-  QK_DEVICE_MEMBER float2 update(float (&s)[64], float scale_log2) {
-    float m0 = max0, m1 = max1;
-#pragma unroll
-    for (int j = 0; j < 16; j++) {
-      m0 = fmaxf(m0, fmaxf(s[4 * j], s[4 * j + 1]));
-      m1 = fmaxf(m1, fmaxf(s[4 * j + 2], s[4 * j + 3]));
-    }
-    m0 = quad_max(m0), m1 = quad_max(m1);
-    const float2 shrink = {exp2_fast((max0 - m0) * scale_log2), exp2_fast((max1 - m1) * scale_log2)};
-    max0 = m0, max1 = m1;
-    const float b0 = m0 * scale_log2, b1 = m1 * scale_log2;
-    float t0 = 0, t1 = 0;
-#pragma unroll
-    for (int j = 0; j < 16; j++) {
-      s[4 * j] = exp2_fast(fmaf(s[4 * j], scale_log2, -b0));
-      s[4 * j + 1] = exp2_fast(fmaf(s[4 * j + 1], scale_log2, -b0));
-      s[4 * j + 2] = exp2_fast(fmaf(s[4 * j + 2], scale_log2, -b1));
-      s[4 * j + 3] = exp2_fast(fmaf(s[4 * j + 3], scale_log2, -b1));
-      t0 += s[4 * j] + s[4 * j + 1], t1 += s[4 * j + 2] + s[4 * j + 3];
-    }
-    sum0 = sum0 * shrink.x + t0, sum1 = sum1 * shrink.y + t1;
-    return shrink;
-  }
-};
-
 template <int D>
 QK_DEVICE void attention_fwd_produce(const CUtensorMap &q_map, const CUtensorMap &k_map, const CUtensorMap &v_map,
                                      const attention_problem &p, const uint32_t *list, int items, uint32_t base) {
@@ -141,7 +111,7 @@ QK_DEVICE void attention_fwd_consume(const CUtensorMap &o_map, const attention_p
     settle(s);
     if (lane == 0) barrier_arrive(b.k_empty + 8 * at.stage);
     if (lane == 0 && w.key_tiles == 1) barrier_arrive(b.q_empty);
-    attention_mask_diagonal(s, group * 64 + warp * 16 + lane / 4, lane);
+    attention_mask(s, group * 64 + warp * 16 + lane / 4, 0, lane);
     softmax.update(s, scale_log2);
 #pragma unroll
     for (int i = 0; i < 32; i++) probability[i] = pack_bf16(s[2 * i], s[2 * i + 1]);

@@ -1,4 +1,4 @@
-/* What the Hopper attention kernels share: scores of a tile, the diagonal mask, and rows of a result on their way out.
+/* What the Hopper attention kernels share: scores of a tile, and rows of a result on their way out.
 Tiles of Q, K, V, dO lie in shared memory as TMA puts them with a swizzle of 128 bytes: chunks of 64 columns behind each
 other, each (rows, 128 bytes). The same K tile serves both operand orders. */
 #pragma once
@@ -7,15 +7,6 @@ other, each (rows, 128 bytes). The same K tile serves both operand orders. */
 #include "sm90.cuh"
 #include "wgmma.cuh"
 
-QK_DEVICE float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-QK_DEVICE float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
-}
-
 /* S (64,N) = A (64,D) * B (N,D)': issued and committed. ARows, BRows: rows of the tiles they lie in. */
 template <int D, int N, int ARows, int BRows>
 QK_DEVICE void attention_issue_scores(float (&s)[N / 2], uint64_t a, uint64_t b) {
@@ -23,18 +14,6 @@ QK_DEVICE void attention_issue_scores(float (&s)[N / 2], uint64_t a, uint64_t b)
   for (int j = 0; j < D / 16; j++)
     wgmma<N>::template ss<0>(s, a + j / 4 * (ARows * 128 >> 4) + j % 4 * 2, b + j / 4 * (BRows * 128 >> 4) + j % 4 * 2, j > 0);
   wgmma_commit();
-}
-
-/* Queries row and row + 8 of the tile see keys up to themselves. */
-QK_DEVICE void attention_mask_diagonal(float (&s)[64], int row, int lane) {
-#pragma unroll
-  for (int j = 0; j < 16; j++) {
-    const int key = j * 8 + lane % 4 * 2;
-    if (key > row) s[4 * j] = -INFINITY;
-    if (key + 1 > row) s[4 * j + 1] = -INFINITY;
-    if (key > row + 8) s[4 * j + 2] = -INFINITY;
-    if (key + 1 > row + 8) s[4 * j + 3] = -INFINITY;
-  }
 }
 
 /* Rounds a warpgroup's 64 rows of one head and writes those before end: by TMA through staging memory where all are,
@@ -68,16 +47,5 @@ QK_DEVICE void attention_store_rows(const float (&d)[D / 2], const CUtensorMap &
       if (row < end) *(uint32_t *)(place + 8 * j) = pack_bf16(d[4 * j], d[4 * j + 1]);
       if (row + 8 < end) *(uint32_t *)(place + (int64_t)8 * pitch + 8 * j) = pack_bf16(d[4 * j + 2], d[4 * j + 3]);
     }
-  }
-}
-
-/* Turns rows row and row + 8 of a head's gradient back by their tokens' angles; nothing where there is no rope. */
-template <int D> QK_DEVICE void attention_rope_back(float (&d)[D / 2], const rope_table &r, int row, int end, int lane) {
-  if (!r.cos) return;
-  const int upper = row < end ? __ldg(r.pos + row) : 0, lower = row + 8 < end ? __ldg(r.pos + row + 8) : 0;
-#pragma unroll
-  for (int j = 0; j < D / 8; j++) {
-    rope_rotate_back(r, upper, 8 * j + lane % 4 * 2, d[4 * j], d[4 * j + 1]);
-    rope_rotate_back(r, lower, 8 * j + lane % 4 * 2, d[4 * j + 2], d[4 * j + 3]);
   }
 }

@@ -1,8 +1,11 @@
-/* Attention on a card: forward and backward against float64 by FlashAttention's rule (the largest error at most twice that
-of the same arithmetic with bf16 operands), repeatability, then times. Usage: attention_test [results.json]. */
+/* Attention on a card: forward and backward of each variant against float64 by FlashAttention's rule (the largest error at
+most twice that of the same arithmetic with bf16 operands), repeatability, then times. Usage: attention_test, all cases;
+attention_test small, for compute-sanitizer; attention_test results.json, all cases and the times. */
 #include "harness.h"
 
-#include "../attention.cuh"
+#include <string>
+
+#include "../attention_work.cuh"
 
 struct shape {
   const char *name;
@@ -31,6 +34,7 @@ __global__ void fill_angles(float *cos, float *sin, int32_t *pos, int T, int D) 
 }
 
 static qk_device card;
+static std::vector<int> variants = {1};  // and 2 on a Hopper card
 
 static tensors make(arena &memory, const shape &s) {
   memory.used = 0;
@@ -45,7 +49,7 @@ static tensors make(arena &memory, const shape &s) {
   t.pos = (int32_t *)memory.take(s.T() * 4);
   t.cos = (float *)memory.take(POSITIONS * s.D / 2 * 4), t.sin = (float *)memory.take(POSITIONS * s.D / 2 * 4);
   fill_angles<<<256, 256>>>(t.cos, t.sin, t.pos, s.T(), s.D);
-  t.work_bytes = attention_bwd_bytes(s.T(), s.S(), s.H, s.Hk, s.D, card.multiprocessors);
+  t.work_bytes = qk_attention_bwd_work(s.T(), s.S(), {s.H, s.Hk, s.D});
   t.work = memory.take(t.work_bytes);
   CHECK_CUDA(cudaDeviceSynchronize());
   return t;
@@ -57,8 +61,19 @@ static attention_problem problem_of(const shape &s, const tensors &t) {
   p.o = t.o, p.lse = t.lse, p.qkv = t.qkv, p.dqkv = t.dqkv, p.d_o = t.d_o;
   if (s.rope) p.rope = {t.cos, t.sin, t.pos, s.D};
   p.seg_start = t.seg_start, p.T = s.T(), p.S = s.S(), p.H = s.H, p.Hk = s.Hk, p.D = s.D;
-  p.work = t.work, p.work_bytes = t.work_bytes;
   return p;
+}
+
+static qk_status forward(const shape &s, const tensors &t, int variant) {
+  qk_batch batch = {};
+  batch.seg_start = (qk_ptr)t.seg_start, batch.T = s.T(), batch.S = s.S();
+  return qk_attention_fwd((qk_ptr)t.o, (qk_ptr)t.lse, 0, (qk_ptr)t.qkv, {s.H, s.Hk, s.D}, nullptr, &batch, 0, variant);
+}
+static qk_status backward(const shape &s, const tensors &t, int variant) {
+  qk_batch batch = {};
+  batch.seg_start = (qk_ptr)t.seg_start, batch.pos = (qk_ptr)t.pos, batch.T = s.T(), batch.S = s.S();
+  return qk_attention_bwd((qk_ptr)t.dqkv, 0, (qk_ptr)t.d_o, 0, (qk_ptr)t.o, (qk_ptr)t.lse, (qk_ptr)t.qkv, s.rope ? (qk_ptr)t.cos : 0,
+                          s.rope ? (qk_ptr)t.sin : 0, {s.H, s.Hk, s.D}, nullptr, nullptr, &batch, (qk_ptr)t.work, t.work_bytes, 0, variant);
 }
 
 /* ---- The reference in float64; Rounded: with P, dS and the results rounded to bf16, as any bf16 kernel must. */
@@ -184,7 +199,7 @@ template <> std::vector<double> to_host(const bf16 *device, size_t n) {
 }
 
 /* The rule over columns [from, to) of rows of pitch. */
-static void judge(const shape &s, const char *what, const std::vector<double> &got, const std::vector<double> &exact,
+static void judge(const std::string &what, const std::vector<double> &got, const std::vector<double> &exact,
                   const std::vector<double> &rounded, size_t pitch, size_t from, size_t to) {
   double error = 0, allowed = 0, diff = 0, norm = 0;
   for (size_t i = 0; i < got.size(); i++) {
@@ -196,9 +211,40 @@ static void judge(const shape &s, const char *what, const std::vector<double> &g
     diff += e * e, norm += exact[i] * exact[i];
   }
   char line[256];
-  snprintf(line, sizeof line, "%s T %d S %d %d/%d heads D %d%s %s: max error %.2e, of bf16 %.2e, relative %.1e", s.name, s.T(), s.S(), s.H,
-           s.Hk, s.D, s.rope ? " rope" : "", what, error, allowed, sqrt(diff / norm));
+  snprintf(line, sizeof line, "%s: max error %.2e, of bf16 %.2e, relative %.1e", what.c_str(), error, allowed, norm > 0 ? sqrt(diff / norm) : 0.);
   expect(error <= 2 * allowed + 1e-4, line);
+}
+
+static void check_variant(const shape &s, const tensors &t, const reference &exact, const reference &rounded, bf16 *o2, bf16 *dqkv2, int variant) {
+  for (int run = 0; run < 2; run++) {
+    CHECK_CUDA(cudaMemset(t.o, 0xff, s.o() * 2 + 256)), CHECK_CUDA(cudaMemset(t.dqkv, 0xff, s.qkv() * 2 + 256));
+    CHECK_CUDA(cudaMemset(t.lse, 0xff, (size_t)s.H * s.T() * 4));
+    CHECK_CUDA(cudaMemset(t.work, 0xff, t.work_bytes + 256));
+    qk_status status = forward(s, t, variant);
+    CHECK_CUDA(cudaDeviceSynchronize());
+    if (!status) status = backward(s, t, variant);
+    CHECK_CUDA(cudaDeviceSynchronize());
+    if (status) return expect(false, qk_last_error());
+    if (run == 0) CHECK_CUDA(cudaMemcpy(o2, t.o, s.o() * 2, cudaMemcpyDeviceToDevice)), CHECK_CUDA(cudaMemcpy(dqkv2, t.dqkv, s.qkv() * 2, cudaMemcpyDeviceToDevice));
+  }
+  const size_t pitch = (s.H + 2 * s.Hk) * s.D, k = s.H * s.D, v = k + s.Hk * s.D, width = s.H * s.D;
+  char line[256];
+  snprintf(line, sizeof line, "%s T %d S %d %d/%d heads D %d%s variant %d", s.name, s.T(), s.S(), s.H, s.Hk, s.D, s.rope ? " rope" : "", variant);
+  const std::string name = line;
+  judge(name + " o", to_host(t.o, s.o()), to_host(exact.o, s.o()), to_host(rounded.o, s.o()), width, 0, width);
+  const auto lse = to_host(exact.lse, (size_t)s.H * s.T());
+  judge(name + " lse", to_host(t.lse, lse.size()), lse, lse, 1, 0, 1);
+  const auto got = to_host(t.dqkv, s.qkv()), want = to_host(exact.dqkv, s.qkv()), bf = to_host(rounded.dqkv, s.qkv());
+  judge(name + " dq", got, want, bf, pitch, 0, k);
+  judge(name + " dk", got, want, bf, pitch, k, v);
+  judge(name + " dv", got, want, bf, pitch, v, pitch);
+  uint16_t guard[3];
+  CHECK_CUDA(cudaMemcpy(guard, t.o + s.o(), 2, cudaMemcpyDeviceToHost)), CHECK_CUDA(cudaMemcpy(guard + 1, t.dqkv + s.qkv(), 2, cudaMemcpyDeviceToHost));
+  CHECK_CUDA(cudaMemcpy(guard + 2, (char *)t.work + t.work_bytes, 2, cudaMemcpyDeviceToHost));
+  const unsigned long long a = compare(t.o, o2, s.o()).unequal, b = compare(t.dqkv, dqkv2, s.qkv()).unequal;
+  snprintf(line, sizeof line, "%s repeated: %llu and %llu unequal; guards %x %x %x", name.c_str(), a, b, guard[0], guard[1], guard[2]);
+  expect(!a && !b && (guard[0] & guard[1] & guard[2]) == 0xffff, line);
+  fflush(stdout);
 }
 
 static void check(arena &memory, const shape &s) {
@@ -210,95 +256,98 @@ static void check(arena &memory, const shape &s) {
   const reference rounded = make_reference<true>(memory, p, r, s.o(), s.qkv());
   const reference exact = make_reference<false>(memory, p, r, s.o(), s.qkv());
   bf16 *o2 = (bf16 *)memory.take(s.o() * 2), *dqkv2 = (bf16 *)memory.take(s.qkv() * 2);
-  for (int run = 0; run < 2; run++) {
-    CHECK_CUDA(cudaMemset(t.o, 0xff, s.o() * 2 + 256)), CHECK_CUDA(cudaMemset(t.dqkv, 0xff, s.qkv() * 2 + 256));
-    CHECK_CUDA(cudaMemset(t.lse, 0xff, (size_t)s.H * s.T() * 4));
-    CHECK_CUDA(cudaMemset(t.work, 0xff, t.work_bytes + 256));
-    qk_status status = attention_fwd_sm90(p, card, 0);
-    CHECK_CUDA(cudaDeviceSynchronize());
-    if (!status) status = attention_bwd_sm90(p, card, 0);
-    CHECK_CUDA(cudaDeviceSynchronize());
-    if (status) return expect(false, qk_last_error());
-    if (run == 0) CHECK_CUDA(cudaMemcpy(o2, t.o, s.o() * 2, cudaMemcpyDeviceToDevice)), CHECK_CUDA(cudaMemcpy(dqkv2, t.dqkv, s.qkv() * 2, cudaMemcpyDeviceToDevice));
-  }
-  const size_t pitch = (s.H + 2 * s.Hk) * s.D, k = s.H * s.D, v = k + s.Hk * s.D, width = s.H * s.D;
-  judge(s, "o", to_host(t.o, s.o()), to_host(exact.o, s.o()), to_host(rounded.o, s.o()), width, 0, width);
-  const auto lse = to_host(exact.lse, (size_t)s.H * s.T());
-  judge(s, "lse", to_host(t.lse, lse.size()), lse, lse, 1, 0, 1);
-  const auto got = to_host(t.dqkv, s.qkv()), want = to_host(exact.dqkv, s.qkv()), bf = to_host(rounded.dqkv, s.qkv());
-  judge(s, "dq", got, want, bf, pitch, 0, k);
-  judge(s, "dk", got, want, bf, pitch, k, v);
-  judge(s, "dv", got, want, bf, pitch, v, pitch);
-  uint16_t guard[3];
-  CHECK_CUDA(cudaMemcpy(guard, t.o + s.o(), 2, cudaMemcpyDeviceToHost)), CHECK_CUDA(cudaMemcpy(guard + 1, t.dqkv + s.qkv(), 2, cudaMemcpyDeviceToHost));
-  CHECK_CUDA(cudaMemcpy(guard + 2, (char *)t.work + t.work_bytes, 2, cudaMemcpyDeviceToHost));
-  char line[128];
-  const unsigned long long a = compare(t.o, o2, s.o()).unequal, b = compare(t.dqkv, dqkv2, s.qkv()).unequal;
-  snprintf(line, sizeof line, "%s D %d repeated: %llu and %llu unequal; guards %x %x %x", s.name, s.D, a, b, guard[0], guard[1], guard[2]);
-  expect(!a && !b && (guard[0] & guard[1] & guard[2]) == 0xffff, line);
-  fflush(stdout);
+  for (int variant : variants) check_variant(s, t, exact, rounded, o2, dqkv2, variant);
 }
 
 /* Bits alone, where a reference would not fit: many repeats of a large shape. */
-static void check_repeats(arena &memory, const shape &s, int repeats) {
+static void check_repeats(arena &memory, const shape &s, int variant, int repeats) {
   const tensors t = make(memory, s);
-  const attention_problem p = problem_of(s, t);
   bf16 *o2 = (bf16 *)memory.take(s.o() * 2), *dqkv2 = (bf16 *)memory.take(s.qkv() * 2);
   unsigned long long unequal = 0;
   for (int i = 0; i < repeats; i++) {
-    if (attention_fwd_sm90(p, card, 0) || attention_bwd_sm90(p, card, 0)) return expect(false, qk_last_error());
+    if (forward(s, t, variant) || backward(s, t, variant)) return expect(false, qk_last_error());
     if (i == 0) CHECK_CUDA(cudaMemcpy(o2, t.o, s.o() * 2, cudaMemcpyDeviceToDevice)), CHECK_CUDA(cudaMemcpy(dqkv2, t.dqkv, s.qkv() * 2, cudaMemcpyDeviceToDevice));
     unequal += compare(t.o, o2, s.o()).unequal + compare(t.dqkv, dqkv2, s.qkv()).unequal;
   }
   char line[128];
-  snprintf(line, sizeof line, "%s %d repeats: %llu values unequal", s.name, repeats, unequal);
+  snprintf(line, sizeof line, "%s variant %d %d repeats: %llu values unequal", s.name, variant, repeats, unequal);
   expect(!unequal, line);
 }
 
+/* Forward and backward of each variant, and the backward's parts alone. */
 static void measure(FILE *json, arena &memory, const shape &s) {
   const tensors t = make(memory, s);
   const attention_problem p = problem_of(s, t);
-  const std::vector<work> works = {[&](int) { attention_fwd_sm90(p, card, 0); }, [&](int) { attention_bwd_sm90(p, card, 0); }};
+  const attention_work plan((char *)t.work, p.T, p.S, p.H, p.Hk, p.D, card.multiprocessors);
   double flops = 0;
   for (int i = 0; i < s.S(); i++) flops += 2. * s.H * s.D * pow(s.seg_start[i + 1] - s.seg_start[i], 2);
+  struct row {
+    const char *name;
+    double flops;
+    work run;
+  };
+  std::vector<row> rows = {{"sm80 fwd", flops, [&](int) { forward(s, t, 1); }}, {"sm80 back", 2.5 * flops, [&](int) { backward(s, t, 1); }}};
+  if (card.hopper()) {
+    rows.insert(rows.begin(), {{"fwd", flops, [&](int) { forward(s, t, 2); }}, {"back", 2.5 * flops, [&](int) { backward(s, t, 2); }},
+                               {"back plan", 0, [&](int) { attention_bwd_plan(p, plan, card, 0); }},
+                               {"back products", 2.5 * flops, [&](int) { attention_bwd_sm90(p, plan, card, 0); }},
+                               {"back sum", 0, [&](int) { attention_bwd_sum(p, plan, card, 0); }}});
+  }
+  std::vector<work> works;
+  for (const row &r : rows) works.push_back(r.run);
   const std::vector<double> us = interleaved(works, std::max(1, (int)(4e9 / flops)), 31);
-  for (int i = 0; i < 2; i++) {
-    const double f = flops * (i ? 2.5 : 1);
-    card_state state;
-    const double sustained = alone(works[i], us[i], .3, &state);
-    printf("%-12s T %5d S %3d D %3d %s %8.1f us %6.1f TF | alone %8.1f us %6.1f TF %4u MHz %3.0f W\n", s.name, s.T(), s.S(), s.D, i ? "back" : "fwd ",
-           us[i], f / us[i] / 1e6, sustained, f / sustained / 1e6, state.mhz, state.milliwatts / 1e3);
-    if (json)
-      fprintf(json, "{\"op\":\"attention\",\"name\":\"%s\",\"back\":%d,\"T\":%d,\"S\":%d,\"H\":%d,\"Hk\":%d,\"D\":%d,\"us\":%.1f,\"tflops\":%.1f,"
-              "\"alone_us\":%.1f,\"alone_tflops\":%.1f,\"mhz\":%u,\"watts\":%.0f}\n", s.name, i, s.T(), s.S(), s.H, s.Hk, s.D, us[i],
-              f / us[i] / 1e6, sustained, f / sustained / 1e6, state.mhz, state.milliwatts / 1e3);
+  const std::vector<sustained_time> sustained = sustained_times(works, us, {0, 1});
+  for (size_t i = 0; i < rows.size(); i++) {
+    const double f = rows[i].flops;
+    printf("%-12s T %5d S %3d D %3d %-13s %8.1f us %6.1f TF", s.name, s.T(), s.S(), s.D, rows[i].name, us[i], f / us[i] / 1e6);
+    if (json) fprintf(json, "{\"op\":\"attention\",\"name\":\"%s\",\"kernel\":\"%s\",\"T\":%d,\"S\":%d,\"H\":%d,\"Hk\":%d,\"D\":%d,\"us\":%.1f,\"tflops\":%.1f",
+                      s.name, rows[i].name, s.T(), s.S(), s.H, s.Hk, s.D, us[i], f / us[i] / 1e6);
+    if (i < sustained.size() && sustained[i].us) {
+      const sustained_time &a = sustained[i];
+      printf(" | alone %8.1f us %6.1f TF %4u MHz %3.0f W", a.us, f / a.us / 1e6, a.card.mhz, a.card.milliwatts / 1e3);
+      if (json) fprintf(json, ",\"alone_us\":%.1f,\"alone_tflops\":%.1f,\"mhz\":%u,\"watts\":%.0f", a.us, f / a.us / 1e6, a.card.mhz, a.card.milliwatts / 1e3);
+    }
+    printf("\n");
+    if (json) fprintf(json, "}\n");
   }
   CHECK_CUDA(cudaGetLastError());
   fflush(stdout);
 }
 
+/* Lengths 1 to 40 of 60 samples. */
+static std::vector<int> many_segments() {
+  std::vector<int> all = {0};
+  for (int i = 0; i < 60; i++) all.push_back(all.back() + 1 + hash(i) % 40);
+  return all;
+}
+
 int main(int argc, char **argv) {
+  const bool small = argc > 1 && !strcmp(argv[1], "small");
   if (qk_current_device(&card, "attention_test")) printf("%s\n", qk_last_error()), exit(1);
-  if (!card.hopper()) printf("this program needs a Hopper card\n"), exit(1);
-  arena memory((size_t)12 << 30);
-  std::vector<int> sixteen, many = {0};
-  for (int i = 0; i <= 16; i++) sixteen.push_back(128 * i);
-  for (int i = 0; i < 60; i++) many.push_back(many.back() + 1 + hash(i) % 40);
+  if (card.hopper()) variants.push_back(2);
+  arena memory(small ? (size_t)256 << 20 : (size_t)12 << 30);
   check(memory, {"one token", {0, 1}, 2, 1, 128, false});
+  check(memory, {"short", {0, 40, 41, 230}, 4, 2, 64, true});
+  check(memory, {"short", {0, 129, 130, 200}, 3, 1, 128, true});
+  if (small) return printf("%d failures\n", failures), failures > 0;
   check(memory, {"ragged", {0, 300, 301, 700}, 28, 4, 128, true});
   check(memory, {"ragged", {0, 300, 301, 700}, 14, 2, 64, true});
-  check(memory, {"many", many, 12, 2, 128, true});
+  check(memory, {"many", many_segments(), 12, 2, 128, true});
+  check(memory, {"many", many_segments(), 12, 2, 64, true});
   check(memory, {"segments", {0, 300, 1000, 1001, 2000}, 28, 4, 128, false});
   check(memory, {"whole", {0, 2048}, 28, 4, 128, true});
   check(memory, {"whole", {0, 1536}, 9, 3, 64, false});
-  check_repeats(memory, {"whole 4096", {0, 4096}, 28, 4, 128, true}, 50);
+  for (int variant : variants) check_repeats(memory, {"whole 4096", {0, 4096}, 28, 4, 128, true}, variant, 50);
   FILE *json = argc > 1 ? fopen(argv[1], "w") : nullptr;
   if (argc > 1) {
+    if (!json) printf("cannot write %s\n", argv[1]), exit(1);
+    std::vector<int> sixteen;
+    for (int i = 0; i <= 16; i++) sixteen.push_back(128 * i);
     for (int T : {1024, 2048, 4096, 8192}) measure(json, memory, {"one segment", {0, T}, 28, 4, 128, true});
     measure(json, memory, {"16 segments", sixteen, 28, 4, 128, true});
     measure(json, memory, {"ragged", {0, 300, 1000, 1001, 2048}, 28, 4, 128, true});
     measure(json, memory, {"0.5B heads", {0, 2048}, 14, 2, 64, true});
-    if (json) fclose(json);
+    fclose(json);
   }
   printf("%d failures\n", failures);
   return failures > 0;

@@ -138,20 +138,42 @@ static card_state read_card() {
 }
 
 /* Microseconds of one thing alone for so many seconds, the last two thirds counted, and the card's state in them. */
-static double alone(const work &w, double estimate_us, double seconds, card_state *state) {
+struct sustained_time {
+  double us;
+  card_state card;
+};
+static sustained_time alone(const work &w, double estimate_us, double seconds) {
   const long n = (long)(seconds * 1e6 / estimate_us) + 3;
+  sustained_time t = {};
   cudaEvent_t begin, end;
   CHECK_CUDA(cudaEventCreate(&begin)), CHECK_CUDA(cudaEventCreate(&end));
   for (long i = 0; i < n; i++) {
     if (i == n / 3) CHECK_CUDA(cudaEventRecord(begin));
-    if (i == n - 1) *state = read_card();  // the host is at most some hundred launches ahead
+    if (i == n - 1) t.card = read_card();  // the host is at most some hundred launches ahead
     w((int)i);
   }
   CHECK_CUDA(cudaEventRecord(end));
   CHECK_CUDA(cudaEventSynchronize(end));
   float ms;
   CHECK_CUDA(cudaEventElapsedTime(&ms, begin, end));
-  return ms * 1e3 / (n - n / 3);
+  t.us = ms * 1e3 / (n - n / 3);
+  return t;
+}
+
+/* Each of those wanted alone, in rounds that begin with another of them: the card's power control swings for a second
+after every change of load, and whoever always came second would pay for the first. */
+static std::vector<sustained_time> sustained_times(const std::vector<work> &works, const std::vector<double> &estimates, const std::vector<int> &wanted) {
+  const int rounds = 2 * (int)wanted.size();
+  std::vector<sustained_time> all(works.size());
+  alone(works[wanted[0]], estimates[wanted[0]], .3);
+  for (int round = 0; round < rounds; round++)
+    for (size_t j = 0; j < wanted.size(); j++) {
+      const int i = wanted[(j + round) % wanted.size()];
+      const sustained_time t = alone(works[i], estimates[i], .15);
+      all[i].us += t.us / rounds;
+      all[i].card.mhz += t.card.mhz / rounds, all[i].card.milliwatts += t.card.milliwatts / rounds;
+    }
+  return all;
 }
 
 /* ---- cuBLAS as a yardstick: C (M,N) = A (M,K) * B, bf16, float32 sums, default heuristic, 64 MB of workspace. */

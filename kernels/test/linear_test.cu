@@ -188,25 +188,19 @@ static void measure(FILE *json, arena &memory, const cublas &yardstick, const pr
       [&](int i) { run(p, t, c, b[i % copies], t.residual, 1); }};
   const double flops = 2. * p.M * p.N * p.K, estimate = flops / 650e6;
   const std::vector<double> turn = interleaved(works, std::max(1, std::min(8, (int)(500 / estimate))), 21);
-  double sum[4] = {};
-  card_state state[4] = {};
-  for (int round = 0; round < 2; round++)
-    for (int j = 0; j < 3; j++) {
-      const int i = round ? 2 - j : j;
-      if (i == 2 && !fused) continue;
-      sum[i] += alone(works[i], estimate, .3, &state[i]) / 2;
-    }
+  const std::vector<sustained_time> sustained = sustained_times(works, turn, fused ? std::vector<int>{0, 1, 2} : std::vector<int>{0, 1});
   CHECK_CUDA(cudaGetLastError());
   for (int i = 0; i < 4; i++) {
     if (i == 2 && !fused) continue;
     fprintf(json, "{\"op\":\"linear\",\"name\":\"%s\",\"back\":%d,\"M\":%d,\"N\":%d,\"K\":%d,\"R\":%d,\"kernel\":\"%s\",\"us\":%.1f,\"tflops\":%.1f,"
             "\"ratio\":%.3f", p.name, p.back, p.M, p.N, p.K, i >= 2 ? p.R : 0, names[i], turn[i], flops / turn[i] / 1e6, turn[0] / turn[i]);
-    if (sum[i]) fprintf(json, ",\"alone_us\":%.1f,\"alone_tflops\":%.1f,\"alone_ratio\":%.3f,\"mhz\":%u,\"watts\":%.0f", sum[i],
-                        flops / sum[i] / 1e6, sum[0] / sum[i], state[i].mhz, state[i].milliwatts / 1e3);
+    const sustained_time &a = sustained[i];
+    if (a.us) fprintf(json, ",\"alone_us\":%.1f,\"alone_tflops\":%.1f,\"alone_ratio\":%.3f,\"mhz\":%u,\"watts\":%.0f", a.us,
+                      flops / a.us / 1e6, sustained[0].us / a.us, a.card.mhz, a.card.milliwatts / 1e3);
     fprintf(json, "}\n");
-    printf("%-8s %-4s %-10s %8.1f us %6.1f TF %.3f x | alone %8.1f us %6.1f TF %.3f x %4u MHz %3.0f W\n", p.name, p.back ? "back" : "fwd",
-           names[i], turn[i], flops / turn[i] / 1e6, turn[0] / turn[i], sum[i], sum[i] ? flops / sum[i] / 1e6 : 0.,
-           sum[i] ? sum[0] / sum[i] : 0., state[i].mhz, state[i].milliwatts / 1e3);
+    printf("%-8s %-4s %-10s %8.1f us %6.1f TF %.3f x", p.name, p.back ? "back" : "fwd", names[i], turn[i], flops / turn[i] / 1e6, turn[0] / turn[i]);
+    if (a.us) printf(" | alone %8.1f us %6.1f TF %.3f x %4u MHz %3.0f W", a.us, flops / a.us / 1e6, sustained[0].us / a.us, a.card.mhz, a.card.milliwatts / 1e3);
+    printf("\n");
   }
   fflush(stdout), fflush(json);
 }
