@@ -88,10 +88,10 @@ func TestPackingAndSplits(t *testing.T) {
 		args []string
 		want []string
 	}{
-		"packed":     {[]string{"--dataset", "a.jsonl", "--packing", "true", "--packing_length", "500"}, []string{"data: 4 samples", "step 1/1"}}, // 10 of 48 or 49 tokens to a unit
+		"packed":     {[]string{"--dataset", "a.jsonl", "--packing", "true", "--packing_length", "500"}, []string{"data: 4 samples", "step 1/1", "a.jsonl, row 41"}}, // 10 of 48 or 49 tokens to a unit
 		"sequential": {[]string{"--dataset", "a.jsonl", "--packing", "true", "--packing_length", "500", "--packing_strategy", "sequential"}, []string{"data: 4 samples", "step 1/1"}},
-		"split":      {[]string{"--dataset", "a.jsonl#30", "b.txt", "--split_dataset_ratio", "0.1"}, []string{"data: 29 samples, 4 for validation", "a.jsonl, row 41"}},
-		"validation": {[]string{"--dataset", "b.txt#7", "--val_dataset", "a.jsonl#5"}, []string{"data: 7 samples, 5 for validation", "7 rows of 3", "5 rows hold {{NAME}}"}},
+		"split":      {[]string{"--dataset", "a.jsonl#30", "b.txt", "--split_dataset_ratio", "0.1"}, []string{"data: 29 samples, 4 for validation"}},
+		"validation": {[]string{"--dataset", "b.txt#7", "--val_dataset", "a.jsonl#5"}, []string{"data: 7 samples, 5 for validation", "7 rows are wanted of 3", "5 rows hold {{NAME}}"}},
 		"columns":    {[]string{"--dataset", "a.jsonl#3", "--columns", `{"Response": "tail", "query": "response", "tail": "x"}`}, []string{"data: 3 samples"}},
 	} {
 		o := ok(t, work, "", args(append(c.args, "--output_dir", strings.ReplaceAll(name, " ", "_"))...)...)

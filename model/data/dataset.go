@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -163,21 +164,20 @@ func isRowError(err error) bool {
 var errStopped = errors.New("stopped")
 
 // choose returns the rows that are taken of a dataset, and those that are set aside for
-// validation. What is chosen from are the rows that can be used, so where the count or the
-// share matters all are read first; faults is told of the others, and ends the pass by
-// returning false.
+// validation, out of the rows that can be used. faults is told of others that were met, and ends
+// the reading by returning false.
 func (d *dataset) choose(number int, opt Options, faults func(Example, error) bool) (train, held []int, err error) {
 	if d.spec.Count == 0 && opt.SplitRatio == 0 {
 		return identity(d.Len()), nil, nil
 	}
-	usable, err := d.usable(opt, faults)
-	if err != nil {
-		return nil, nil, err
+	stream := newStream(opt.Seed, streamSample, uint64(number))
+	usable := identity(d.Len())
+	if !opt.Lazy {
+		if usable, err = d.usable(opt, stream, faults); err != nil || len(usable) == 0 {
+			return nil, nil, err
+		}
 	}
-	if len(usable) == 0 {
-		return nil, nil, nil
-	}
-	train, held, err = split(len(usable), d.spec.Count, opt.SplitRatio, opt.Shuffle, newStream(opt.Seed, streamSample, uint64(number)))
+	train, held, err = split(len(usable), d.spec.Count, opt.SplitRatio, opt.Shuffle, stream)
 	if err != nil {
 		return nil, nil, fmt.Errorf("dataset %s: %w", d.text, err)
 	}
@@ -189,30 +189,41 @@ func (d *dataset) choose(number int, opt Options, faults func(Example, error) bo
 	return train, held, nil
 }
 
-// usable returns the rows that hold a conversation or token ids.
-func (d *dataset) usable(opt Options, faults func(Example, error) bool) ([]int, error) {
-	if opt.Lazy {
-		return identity(d.Len()), nil
+// usable returns rows that hold a conversation or token ids: all in their order, or where fewer
+// are wanted and any will do as many of them, tried in random order, so that few of a large
+// file need be read.
+func (d *dataset) usable(opt Options, stream *rand.ChaCha8, faults func(Example, error) bool) ([]int, error) {
+	order, want := identity(d.Len()), d.Len()
+	if d.spec.Count > 0 && d.spec.Count < want && (opt.Shuffle || opt.SplitRatio == 0) {
+		want = d.spec.Count
+		if opt.Shuffle {
+			shuffle(order, stream)
+		}
 	}
-	type read struct {
-		ex  Example
+	type tried struct {
+		ex  Example // its place alone
 		err error
 	}
 	var usable []int
-	i := 0
-	for r := range inOrder(identity(d.Len()), opt.workers(), func(i int) read {
+	n := 0
+	for t := range inOrder(order, opt.workers(), func(i int) tried {
 		ex, err := d.example(i, opt)
-		return read{Example{File: ex.File, Row: ex.Row}, err}
+		return tried{Example{File: ex.File, Row: ex.Row}, err}
 	}) {
 		switch {
-		case r.err == nil:
-			usable = append(usable, i)
-		case !isRowError(r.err):
-			return nil, r.err
-		case !faults(r.ex, r.err):
+		case t.err == nil:
+			usable = append(usable, order[n])
+		case !isRowError(t.err):
+			return nil, t.err
+		case !faults(t.ex, t.err):
 			return nil, errStopped
 		}
-		i++
+		if n++; len(usable) == want {
+			break
+		}
+	}
+	if n == len(order) {
+		slices.Sort(usable)
 	}
 	return usable, nil
 }

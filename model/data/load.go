@@ -140,9 +140,11 @@ func (l *loading) failed(err error) error {
 // read appends the samples of rows of a dataset. A row that comes again is encoded once.
 func (l *loading) read(samples Samples, d *dataset, rows []int) (Samples, error) {
 	fresh := rows
-	if n := d.Len(); len(rows) > n {
-		l.report.notice("%s: %d rows of %d that can be used: rows are repeated", d.text, len(rows), n)
-		fresh = rows[:min(len(rows), n)]
+	if d.spec.Count > 0 {
+		fresh = rows[:distinct(rows)]
+	}
+	if len(fresh) < len(rows) {
+		l.report.notice("%s: %d rows are wanted of %d that can be used, so rows are repeated", d.text, len(rows), len(fresh))
 	}
 	known := map[int]outcome{}
 	take := func(out outcome) error {
@@ -168,15 +170,24 @@ func (l *loading) read(samples Samples, d *dataset, rows []int) (Samples, error)
 		i++
 	}
 	for _, row := range rows[len(fresh):] {
-		out, ok := known[row]
-		if !ok {
-			out = l.encode(d, row)
-		}
-		if err := take(out); err != nil {
+		if err := take(known[row]); err != nil {
 			return nil, err
 		}
 	}
 	return samples, nil
+}
+
+// distinct is how many rows come before the first that came already: choose gives a whole set
+// before it repeats a row.
+func distinct(rows []int) int {
+	seen := make(map[int]bool, len(rows))
+	for i, row := range rows {
+		if seen[row] {
+			return i
+		}
+		seen[row] = true
+	}
+	return len(rows)
 }
 
 // Fingerprint returns the sha256 of the samples' ids and labels, in order: what a resumed

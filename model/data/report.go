@@ -6,7 +6,7 @@ import (
 )
 
 // Report counts what became of the rows that were chosen, one that was chosen again each time,
-// and of those that could not be chosen: Rows = Kept + Invalid + TooLong + NoLabel.
+// and of those that were met and could not be chosen: Rows = Kept + Invalid + TooLong + NoLabel.
 type Report struct {
 	Rows int `json:"rows"`
 	Kept int `json:"kept"` // became samples, shortened ones included
