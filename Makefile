@@ -4,6 +4,8 @@
 #   make demo      train and question a small model, on this machine (about 2 minutes on 2 cores)
 #   make test      every test that needs no card
 #   make lint      gofmt, go vet, staticcheck
+#   make test-cuda compile every kernel and test what of the CUDA build needs no card
+#   make gpu-check on a machine with a card, after make gpu-build
 #   make mutants   prove that the tests of the backward passes can fail
 
 GO       ?= go
@@ -11,9 +13,23 @@ PYTHON   ?= python3
 VERSION  := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 GO_FILES  = $(shell git ls-files --cached --others --exclude-standard '*.go')
 
-.PHONY: build test lint mutants demo clean abi
-build:
-	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/qlora ./cmd/qlora
+# A CUDA build where a card or nvcc is found, or ARCHS is given (make build ARCHS="sm_86 sm_90a"); CUDA=1 and CUDA=0 decide.
+CARD_ARCHS := $(shell sh scripts/card-archs.sh)
+ifneq ($(CARD_ARCHS)$(ARCHS)$(shell command -v nvcc),)
+  CUDA ?= 1
+endif
+CUDA ?= 0
+ifneq ($(CARD_ARCHS),)
+  ARCHS ?= sm_80 $(filter-out sm_80,$(CARD_ARCHS))
+endif
+LDFLAGS = -s -w -X main.version=$(VERSION)
+
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants demo clean abi
+build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
+
+build-cpu:
+	@echo "building for the processor: no card, no nvcc (CUDA=1 builds for cards all the same)"
+	$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o bin/qlora ./cmd/qlora
 
 # The ABI of the kernels is plain C; a compiler says so.
 abi:
@@ -39,3 +55,25 @@ clean:
 	rm -rf bin build
 
 include cuda/kernels.mk
+
+build-cuda: kernels
+	@echo "building for cards: $(ARCHS)"
+	$(CUDA_CGO_ENV) $(GO) build -tags cuda -trimpath -ldflags "$(LDFLAGS)" -o bin/qlora ./cmd/qlora
+	@! nm -D --undefined-only bin/qlora | grep -E ' (qk_|cu[A-Z]|cuda)' || { echo "bin/qlora lacks the kernels above" >&2; exit 1; }
+
+# All that scripts/gpu-check.sh needs on a machine with a card, in build/gpu.
+gpu-build: build-cuda kernels-test
+	@mkdir -p build/gpu
+	cp bin/qlora build/gpu/
+	$(CUDA_CGO_ENV) $(GO) test -c -tags cuda -trimpath -ldflags "-s -w" -o build/gpu/cuda.test ./cuda
+	cp $(KERNEL_TESTS) build/gpu/
+
+# STAGES names some of: doctor conformance sanitizer determinism train timings.
+gpu-check:
+	scripts/gpu-check.sh $(STAGES)
+
+# What of the CUDA build can be checked without a card.
+test-cuda: kernels kernels-check
+	$(CUDA_CGO_ENV) $(GO) vet -tags cuda ./...
+	$(CUDA_CGO_ENV) $(GO) tool staticcheck -tags cuda ./cuda/... ./cmd/qlora
+	$(CUDA_CGO_ENV) $(GO) run ./internal/testreport -tags cuda -skip '^TestCard' ./cuda/...

@@ -34,7 +34,7 @@ KERNEL_OBJECTS := $(KERNEL_SOURCES:kernels/%.cu=$(CUDA_BUILD)/%.o)
 KERNEL_SYSO    := cuda/kernels_linux_amd64.syso
 
 # Every go command of the cuda build takes these, always the same: a change recompiles runtime/cgo and gorgonia.org/cu.
-CUDA_CGO_ENV = CGO_CFLAGS="-O2 -g -I$(CURDIR)/cuda/compat -I$(CUDA_ROOT)/include" \
+CUDA_CGO_ENV = CGO_CFLAGS="-O2 -g -Wno-deprecated-declarations -I$(CURDIR)/cuda/compat -I$(CUDA_ROOT)/include" \
                CGO_LDFLAGS="-O2 -g -L$(CURDIR)/$(CUDA_BUILD)"
 
 .PHONY: toolchain kernels kernels-check kernels-test kernels-clean
