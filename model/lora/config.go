@@ -83,9 +83,15 @@ func names() []string {
 	return all
 }
 
+// maxRegex bounds the bytes of Config.TargetRegex, and with them the memory it compiles to.
+const maxRegex = 1 << 16
+
 // matcher returns what decides whether a module, by its full name, is adapted.
 func (c Config) matcher() (func(module string) bool, error) {
 	if c.TargetRegex != "" {
+		if len(c.TargetRegex) > maxRegex {
+			return nil, fmt.Errorf("lora: --target_regex: %d bytes are over the limit of %d", len(c.TargetRegex), maxRegex)
+		}
 		re, err := regexp.Compile(`^(?:` + c.TargetRegex + `)$`)
 		if err != nil {
 			return nil, fmt.Errorf("lora: --target_regex %q: %w", c.TargetRegex, err)
@@ -133,45 +139,6 @@ func (c Config) check() error {
 		}
 	}
 	return nil
-}
-
-// of is the rank and scale of a module, as PEFT resolves its patterns.
-func (c Config) of(module string) (rank int, scale float32, err error) {
-	rank, alpha := c.R, c.Alpha
-	for _, key := range SortedKeys(c.RankPattern) {
-		ok, err := patternMatches(key, module)
-		if err != nil {
-			return 0, 0, err
-		}
-		if ok {
-			rank = c.RankPattern[key]
-			break
-		}
-	}
-	for _, key := range SortedKeys(c.AlphaPattern) {
-		ok, err := patternMatches(key, module)
-		if err != nil {
-			return 0, 0, err
-		}
-		if ok {
-			alpha = c.AlphaPattern[key]
-			break
-		}
-	}
-	if c.RSLoRA {
-		return rank, float32(alpha / math.Sqrt(float64(rank))), nil
-	}
-	return rank, float32(alpha / float64(rank)), nil
-}
-
-// patternMatches is PEFT's rule for rank_pattern and alpha_pattern: the key, a regular
-// expression, is the module's name or the end of it after a dot.
-func patternMatches(key, module string) (bool, error) {
-	re, err := regexp.Compile(`^(?:.*\.)?(?:` + key + `)$`)
-	if err != nil {
-		return false, fmt.Errorf("lora: pattern %q: %w", key, err)
-	}
-	return re.MatchString(module), nil
 }
 
 // SortedKeys lists the keys of a map in order.

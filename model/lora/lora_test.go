@@ -3,11 +3,14 @@ package lora
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"qlora/internal/golden"
@@ -239,21 +242,80 @@ func TestLoadRefuses(t *testing.T) {
 			}
 		}
 	}
+	file := func(name string, make func(path string) error) func(t *testing.T, dir string) {
+		return func(t *testing.T, dir string) {
+			path := filepath.Join(dir, name)
+			if err := errors.Join(os.Remove(path), make(path)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pipe := func(path string) error { return syscall.Mkfifo(path, 0o644) }
+	const targets = `"target_modules": [
+  "down_proj",`
 	for _, c := range []struct {
 		name   string
 		damage func(t *testing.T, dir string)
 		err    string
 	}{
 		{"rank", change(`"r": 8`, `"r": 4`), "make it [4 "},
+		{"rank 0", change(`"r": 8`, `"r": 0`), "--lora_rank 0"},
+		{"rank 65", change(`"r": 8`, `"r": 65`), "--lora_rank 65: must be 1 to 64"},
+		{"rank missing", change(`"r": 8,`, ``), "--lora_rank 0"},
+		{"rank with a fraction", change(`"r": 8`, `"r": 8.5`), "r: a JSON number 8.5"},
+		{"rank in capitals", change(`"r": 8`, `"R": 8`), `key "R" must be spelled "r"`},
 		{"alpha", change(`"lora_alpha": 32`, `"lora_alpha": -1`), "alpha"},
+		{"alpha 0", change(`"lora_alpha": 32`, `"lora_alpha": 0`), "--lora_alpha 0"},
 		{"alpha NaN", change(`"lora_alpha": 32`, `"lora_alpha": NaN`), "byte"},
+		{"alpha a text", change(`"lora_alpha": 32`, `"lora_alpha": "NaN"`), "lora_alpha: a JSON string"},
+		{"alpha 1e999", change(`"lora_alpha": 32`, `"lora_alpha": 1e999`), "lora_alpha: a JSON number 1e999"},
+		{"alpha beyond float32", change(`"lora_alpha": 32`, `"lora_alpha": 1e300`), "too large for a scale in float32"},
+		{"dropout 1", change(`"lora_dropout": 0.0`, `"lora_dropout": 1`), "--lora_dropout 1"},
 		{"dora", change(`"use_dora": false`, `"use_dora": true`), "use_dora"},
 		{"modules_to_save", change(`"modules_to_save": null`, `"modules_to_save": ["lm_head"]`), "modules_to_save"},
 		{"type", change(`"LORA"`, `"IA3"`), "peft_type"},
 		{"fewer targets", change(`"down_proj",`, ``), "belongs to no module"},
+		{"targets missing", change(`"target_modules"`, `"target_module"`), "target_modules is missing"},
+		{"targets null", change(targets, `"target_modules": null, "x": [`), "target_modules is missing"},
+		{"targets empty", change(targets, `"target_modules": [], "x": [`), "no target modules"},
+		{"targets an object", change(targets, `"target_modules": {}, "x": [`), "neither a list of names nor a regular expression"},
+		{"targets numbers", change(targets, `"target_modules": [1], "x": [`), "neither a list of names nor a regular expression"},
+		{"targets unknown", change(`"down_proj",`, `"wq",`), `no module is called "wq"`},
+		{"targets no expression", change(targets, `"target_modules": "(", "x": [`), "missing closing"},
+		{"targets a huge expression", change(targets, `"target_modules": "`+strings.Repeat("a", 70_000)+`", "x": [`), "over the limit of 65536"},
+		{"targets compile to too much", change(targets, `"target_modules": "((a{1000}){1000}){1000}", "x": [`), "invalid repeat count"},
+		{"rank_pattern 0", change(`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 0}`), `rank_pattern "q_proj": rank 0`},
+		{"rank_pattern no expression", change(`"rank_pattern": {}`, `"rank_pattern": {"*": 4}`), `rank_pattern "*"`},
+		{"rank_pattern long", change(`"rank_pattern": {}`, `"rank_pattern": {"`+strings.Repeat("a", 300)+`": 4}`), "over the limit of 256"},
+		{"rank_pattern of other shapes", change(`"rank_pattern": {}`, `"rank_pattern": {"q_proj": 4}`), "make it [4 "},
+		{"alpha_pattern 0", change(`"alpha_pattern": {}`, `"alpha_pattern": {"q_proj": 0}`), `alpha_pattern "q_proj": 0`},
 		{"twice", change(`"r": 8`, `"r": 8, "r": 8`), `"r"`},
+		{"a list", file(ConfigFile, func(path string) error { return os.WriteFile(path, []byte("[]"), 0o666) }), "array"},
+		{"null", file(ConfigFile, func(path string) error { return os.WriteFile(path, []byte("null"), 0o666) }), "the document is null"},
+		{"config over 1 MiB", file(ConfigFile, func(path string) error { return os.WriteFile(path, make([]byte, 1<<20+1), 0o666) }), "more than the limit of 1048576"},
+		{"config a pipe", file(ConfigFile, pipe), ConfigFile + ": not a regular file"},
+		{"config a device", file(ConfigFile, func(path string) error { return os.Symlink("/dev/zero", path) }), "links out of a model's folder are not followed"},
+		{"weights a pipe", file(WeightsFile, pipe), WeightsFile + ": not a regular file"},
+		{"weights a link out", file(WeightsFile, func(path string) error { return os.Symlink("/etc/hostname", path) }), "links out of a model's folder are not followed"},
+		{"weights empty", file(WeightsFile, func(path string) error { return os.WriteFile(path, nil, 0o666) }), "too short for a safetensors file"},
 		{"no weights", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, WeightsFile)) }, WeightsFile},
 		{"no config", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, ConfigFile)) }, "not a PEFT adapter"},
+		{"B transposed", rewrite(func(e *weights.Entry) {
+			if strings.HasSuffix(e.Name, "down_proj.lora_B.weight") {
+				e.Shape = []int{e.Shape[1], e.Shape[0]}
+			}
+		}), "down_proj.lora_B.weight has shape [8 "},
+		{"A flat", rewrite(func(e *weights.Entry) {
+			if strings.HasSuffix(e.Name, "q_proj.lora_A.weight") {
+				e.Shape = []int{e.Shape[0] * e.Shape[1]}
+			}
+		}), "q_proj.lora_A.weight has shape ["},
+		{"A missing", rewrite(func(e *weights.Entry) {
+			e.Name = strings.Replace(e.Name, "1.mlp.up_proj.lora_A", "1.mlp.up_proj.lora_C", 1)
+		}),
+			`no tensor "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"`},
+		{"a layer too many", rewrite(func(e *weights.Entry) { e.Name = strings.Replace(e.Name, "layers.1.", "layers.7.", 1) }), `no tensor "base_model.model.model.layers.1.`},
+		{"integers", rewrite(func(e *weights.Entry) { e.DType = "I32" }), "is stored as I32, which does not read as float32"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -269,6 +331,90 @@ func TestLoadRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// rewrite passes every tensor of an adapter through change.
+func rewrite(change func(*weights.Entry)) func(t *testing.T, dir string) {
+	return func(t *testing.T, dir string) {
+		path := filepath.Join(dir, WeightsFile)
+		file, err := weights.OpenSafetensors(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		var entries []weights.Entry
+		for _, name := range file.Names() {
+			x, err := file.Tensor(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			data := make([]byte, 4*x.Rows()*x.RowLen())
+			if err := x.ReadRowsRaw(data, 0, x.Rows()); err != nil {
+				t.Fatal(err)
+			}
+			e := weights.BytesEntry(name, x.DType, x.Shape, data)
+			change(&e)
+			entries = append(entries, e)
+		}
+		if err := weights.WriteSafetensors(path, file.Metadata, entries); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTooManyPatterns(t *testing.T) {
+	base := config(t, "mini")
+	many := map[string]int{}
+	for i := range 7*base.NumHiddenLayers + 1 {
+		many[fmt.Sprint("x", i)] = 4
+	}
+	_, err := New(base, Config{R: 4, Alpha: 8, Targets: []string{AllLinear}, RankPattern: many})
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("rank_pattern has %d entries", len(many))) {
+		t.Errorf("%v", err)
+	}
+}
+
+// FuzzAdapterConfig reads any adapter_config.json: an error with words, or a set that can be laid out and
+// whose own file reads back as the same.
+func FuzzAdapterConfig(f *testing.F) {
+	for _, dir := range []string{"adapter_a", "adapter_rslora"} {
+		text, err := os.ReadFile(golden.Path(f, "lora", "mini", dir, ConfigFile))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Add([]byte(`{"peft_type":"LORA","r":4,"lora_alpha":8,"target_modules":"model\\.layers\\.1\\..*_proj","rank_pattern":{"q_proj":2},"alpha_pattern":{"layers.0.*":1e30}}`))
+	f.Add([]byte(`{"peft_type":"LORA","r":64,"lora_alpha":1e-300,"use_rslora":true,"target_modules":"all-linear","lora_dropout":0.999}`))
+	base := weights.Config{NumHiddenLayers: 2, HiddenSize: 8, NumAttentionHeads: 2, NumKeyValueHeads: 1, HeadDim: 4, IntermediateSize: 12}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		c, from, err := parseConfig(text)
+		if err != nil {
+			if strings.TrimSpace(err.Error()) == "" {
+				t.Fatal("an error without words")
+			}
+			return
+		}
+		set, err := New(base, c)
+		if err != nil {
+			return
+		}
+		if set.Len() < 1 || set.Len() > MaxRank*2*7*(8+12) {
+			t.Fatalf("%d parameters", set.Len())
+		}
+		own, err := set.peftJSON(from.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, _, err := parseConfig(own)
+		if err != nil {
+			t.Fatalf("%s: %v", own, err)
+		}
+		second, err := New(base, again)
+		if err != nil || !slices.Equal(second.modules, set.modules) {
+			t.Fatalf("%s reads back as %+v, %v", own, again, err)
+		}
+	})
 }
 
 func TestNaNIsRefused(t *testing.T) {

@@ -2,6 +2,7 @@ package lora
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -61,6 +62,8 @@ var refused = []struct{ key, harmless, why string }{
 	{"trainable_token_indices", "null", "it changes the embedding"},
 	{"target_parameters", "null", "name the modules by target_modules"},
 	{"use_qalora", "false", "QA-LoRA pools the input of A"},
+	{"use_bdlora", "false", "it makes a factor block diagonal"},
+	{"kasa_config", "null", "KaSA adds a diagonal between A and B"},
 	{"alora_invocation_tokens", "null", "it switches the adapter on inside a sequence"},
 	{"megatron_config", "null", "Megatron's layers are not those of Qwen2.5"},
 }
@@ -68,23 +71,27 @@ var refused = []struct{ key, harmless, why string }{
 // Load reads a PEFT adapter from a folder and fits it to a base model.
 func Load(dir string, base weights.Config) (*Set, []float32, Base, error) {
 	fail := func(err error) (*Set, []float32, Base, error) { return nil, nil, Base{}, err }
-	config, from, err := readConfig(filepath.Join(dir, ConfigFile))
+	folder, err := weights.OpenFolder(dir)
+	if err != nil {
+		return fail(err)
+	}
+	defer folder.Close()
+	config, from, err := readConfig(folder)
 	if err != nil {
 		return fail(err)
 	}
 	set, err := New(base, config)
 	if err != nil {
-		return fail(fmt.Errorf("%s: %w", filepath.Join(dir, ConfigFile), err))
+		return fail(fmt.Errorf("%s: %w", folder.Path(ConfigFile), err))
 	}
-	path := filepath.Join(dir, WeightsFile)
-	file, err := weights.OpenSafetensors(path)
+	file, err := folder.OpenSafetensors(WeightsFile)
 	if err != nil {
 		return fail(err)
 	}
 	defer file.Close()
 	params := make([]float32, set.Len())
 	if err := set.ReadEntries(file, "", params); err != nil {
-		return fail(fmt.Errorf("%s: %w", path, err))
+		return fail(fmt.Errorf("%s: %w", folder.Path(WeightsFile), err))
 	}
 	from.Fingerprint = file.Metadata[fingerprintKey]
 	return set, params, from, nil
@@ -132,17 +139,14 @@ func readFactor(file *weights.File, name string, rows, cols int, dst []float32) 
 	return nil
 }
 
-func readConfig(path string) (Config, Base, error) {
-	data, err := os.ReadFile(path)
+func readConfig(folder *weights.Folder) (Config, Base, error) {
+	data, err := folder.ReadFile(ConfigFile, maxConfigBytes)
 	if err != nil {
-		if os.IsNotExist(err) {
-			return Config{}, Base{}, fmt.Errorf("%s is not a PEFT adapter: %w", filepath.Dir(path), err)
-		}
-		return Config{}, Base{}, err
+		return Config{}, Base{}, fmt.Errorf("not a PEFT adapter: %w", err)
 	}
 	c, base, err := parseConfig(data)
 	if err != nil {
-		return Config{}, Base{}, fmt.Errorf("%s: %w", path, err)
+		return Config{}, Base{}, fmt.Errorf("%s: %w", folder.Path(ConfigFile), err)
 	}
 	return c, base, nil
 }
@@ -163,13 +167,16 @@ func parseConfig(data []byte) (Config, Base, error) {
 	for _, r := range refused {
 		v, ok := all[r.key]
 		if s := string(v); ok && s != r.harmless && s != "null" && s != "[]" && s != "{}" {
-			return Config{}, Base{}, fmt.Errorf("%s is %s: %s", r.key, v, r.why)
+			return Config{}, Base{}, fmt.Errorf("%s is %.100s: %s", r.key, v, r.why)
 		}
+	}
+	if len(p.Targets) == 0 || string(p.Targets) == "null" {
+		return Config{}, Base{}, errors.New("target_modules is missing: it lists the modules that the adapter belongs to")
 	}
 	c := Config{R: p.R, Alpha: p.Alpha, Dropout: p.Dropout, RSLoRA: p.RSLoRA, RankPattern: p.RankPattern, AlphaPattern: p.AlphaPattern}
 	if json.Unmarshal(p.Targets, &c.TargetRegex) != nil {
 		if err := json.Unmarshal(p.Targets, &c.Targets); err != nil {
-			return Config{}, Base{}, fmt.Errorf("target_modules is %s: neither a list of names nor a regular expression", p.Targets)
+			return Config{}, Base{}, fmt.Errorf("target_modules is %.100s: neither a list of names nor a regular expression", p.Targets)
 		}
 	} else if c.TargetRegex == AllLinear {
 		c.TargetRegex, c.Targets = "", []string{AllLinear}

@@ -38,6 +38,10 @@ func New(base weights.Config, c Config) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
+	ranks, err := c.ranks(base)
+	if err != nil {
+		return nil, err
+	}
 	s := &Set{Config: c, weights: make([][ops.Slots]*ops.LoRA, base.NumHiddenLayers)}
 	for layer := range base.NumHiddenLayers {
 		for i, l := range linears {
@@ -45,33 +49,32 @@ func New(base weights.Config, c Config) (*Set, error) {
 			if !match(name) {
 				continue
 			}
-			if err := s.add(base, name, layer, l, uint32(layer*len(linears)+i)); err != nil {
+			rank, scale, err := ranks(name)
+			if err != nil {
 				return nil, err
 			}
+			in, out := l.shape(base)
+			s.add(module{name: name, in: in, out: out, rank: rank, layer: layer, slot: l.slot},
+				ops.Module{Part: l.part, Rank: rank, Scale: scale, Drop: float32(c.Dropout), Stream: uint32(layer*len(linears) + i)})
 		}
 	}
 	if len(s.modules) == 0 {
-		return nil, fmt.Errorf("lora: --target_regex %q matches no module; names look like model.layers.0.self_attn.q_proj", c.TargetRegex)
+		return nil, fmt.Errorf("lora: --target_regex %.100q matches no module; names look like model.layers.0.self_attn.q_proj", c.TargetRegex)
 	}
 	return s, nil
 }
 
-func (s *Set) add(base weights.Config, name string, layer int, l linear, stream uint32) error {
-	rank, scale, err := s.Config.of(name)
-	if err != nil {
-		return err
-	}
-	in, out := l.shape(base)
-	w := &s.weights[layer][l.slot]
+// add places a module behind those there are.
+func (s *Set) add(m module, o ops.Module) {
+	w := &s.weights[m.layer][m.slot]
 	if *w == nil {
 		*w = &ops.LoRA{}
 	}
-	s.modules = append(s.modules, module{name: name, in: in, out: out, rank: rank, a: s.n, b: s.n + rank*in,
-		layer: layer, slot: l.slot, index: len((*w).Modules)})
-	s.n += rank * (in + out)
-	(*w).Modules = append((*w).Modules, ops.Module{Part: l.part, Rank: rank, Scale: scale, Drop: float32(s.Config.Dropout), Stream: stream})
-	(*w).Rank += rank
-	return nil
+	m.index, m.a, m.b = len((*w).Modules), s.n, s.n+m.rank*m.in
+	s.n += m.rank * (m.in + m.out)
+	s.modules = append(s.modules, m)
+	(*w).Modules = append((*w).Modules, o)
+	(*w).Rank += m.rank
 }
 
 // Len is the number of parameters.

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"qlora/internal/atomicfile"
-	"qlora/internal/strictjson"
-	"qlora/model/lora"
 	"qlora/model/ops"
 	"qlora/model/weights"
 )
@@ -27,39 +25,6 @@ const (
 	progressName  = "progress.json"         // position, and what the run depends on
 	trainerName   = "trainer_state.json"
 )
-
-// progress is progress.json. A run may go on from it only with the same settings: all that the bits of
-// the result depend on, each under the flag that sets it.
-type progress struct {
-	Position position          `json:"position"`
-	Settings map[string]string `json:"settings"`
-}
-
-// settings lists what a resumed run must share with the run that saved.
-func (r *Run) settings() (map[string]string, error) {
-	o := r.Options
-	o.LoggingSteps, o.LoggingFirstStep, o.SaveStrategy, o.SaveSteps, o.SaveTotalLimit = 0, false, "", 0, 0
-	o.EvalStrategy, o.EvalSteps, o.EarlyStop = "", 0, 0
-	settings := map[string]string{}
-	for name, v := range map[string]any{"training option": o, "lora option": r.Set.Config} {
-		text, err := json.Marshal(v)
-		if err != nil {
-			return nil, err
-		}
-		fields := map[string]json.RawMessage{}
-		if err := json.Unmarshal(text, &fields); err != nil {
-			return nil, err
-		}
-		for key, value := range fields {
-			settings[name+" "+key] = string(value)
-		}
-	}
-	settings["dataset"] = r.Samples.Fingerprint()
-	settings["base model"] = r.Base.Fingerprint
-	settings["backend"] = r.Backend.Name()
-	settings["packed row"] = fmt.Sprint(r.Model.Batch.MaxT)
-	return settings, nil
-}
 
 func checkpointName(step int) string { return fmt.Sprintf("checkpoint-%d", step) }
 
@@ -85,15 +50,14 @@ func (l *loop) save() error {
 		return nil // saved already, and a step's checkpoint never changes
 	}
 	if err := atomicfile.WriteDir(dir, l.fill); err != nil {
-		return fmt.Errorf("saving %s: %w", dir, err)
+		return fmt.Errorf("saving %s, which takes %s%s: %w", dir, bytesText(l.checkpointBytes()), freeText(l.Dir), err)
 	}
 	return l.prune()
 }
 
 // fill writes a checkpoint's files into dir.
 func (l *loop) fill(dir string) error {
-	m := l.Model
-	params, err := l.readFinite(m.Params, "parameter ")
+	params, err := l.readFinite(l.Model.Params, "parameter ")
 	if err != nil {
 		return err
 	}
@@ -101,15 +65,12 @@ func (l *loop) fill(dir string) error {
 		return err
 	}
 	var moments []weights.Entry
-	for _, t := range []struct {
-		prefix string
-		tensor ops.Tensor
-	}{{"exp_avg.", m.Moment1}, {"exp_avg_sq.", m.Moment2}} {
-		v, err := l.readFinite(t.tensor, t.prefix)
+	for _, m := range l.moments() {
+		v, err := l.readFinite(m.tensor, m.prefix)
 		if err != nil {
 			return err
 		}
-		moments = append(moments, l.Set.Entries(v, t.prefix)...)
+		moments = append(moments, l.Set.Entries(v, m.prefix)...)
 	}
 	if err := weights.WriteSafetensors(filepath.Join(dir, optimizerName), weights.PTMetadata, moments); err != nil {
 		return err
@@ -137,7 +98,17 @@ func (l *loop) fill(dir string) error {
 			return err
 		}
 	}
-	return nil
+	return writeSums(dir)
+}
+
+// moment is one of AdamW's, by the names torch has for them.
+type moment struct {
+	prefix string // of its tensors in the file
+	tensor ops.Tensor
+}
+
+func (r *Run) moments() []moment {
+	return []moment{{"exp_avg.", r.Model.Moment1}, {"exp_avg_sq.", r.Model.Moment2}}
 }
 
 // readFinite reads the parameters or what shares their layout, for a checkpoint: which never holds a value
@@ -186,6 +157,24 @@ func Checkpoints(dir string) ([]int, error) {
 	return steps, nil
 }
 
+var unfinishedPattern = regexp.MustCompile(`^\.tmp-checkpoint-\d+$`)
+
+// removeUnfinished removes what a process that was killed left of checkpoints it was writing or removing.
+func removeUnfinished(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if unfinishedPattern.MatchString(e.Name()) && e.IsDir() {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // prune keeps save_total_limit checkpoints: the last ones, and the best whatever its age.
 func (l *loop) prune() error {
 	if l.Options.SaveTotalLimit == 0 {
@@ -203,68 +192,10 @@ func (l *loop) prune() error {
 		if step == l.at.Best {
 			continue
 		}
-		if err := os.RemoveAll(l.checkpointDir(step)); err != nil {
+		if err := atomicfile.RemoveDir(l.checkpointDir(step)); err != nil {
 			return err
 		}
 		excess--
-	}
-	return nil
-}
-
-// resume takes adapter, moments and position from a checkpoint of a run with the same settings.
-func (r *Run) resume(dir string) (position, error) {
-	text, err := os.ReadFile(filepath.Join(dir, progressName))
-	if err != nil {
-		return position{}, fmt.Errorf("--resume_from_checkpoint %s: not a checkpoint to go on from: %w", dir, err)
-	}
-	var p progress
-	if err := strictjson.Unmarshal(text, 64<<20, &p); err != nil {
-		return position{}, fmt.Errorf("%s: %w", filepath.Join(dir, progressName), err)
-	}
-	now, err := r.settings()
-	if err != nil {
-		return position{}, err
-	}
-	for _, key := range lora.SortedKeys(now) {
-		if p.Settings[key] != now[key] {
-			return position{}, fmt.Errorf("--resume_from_checkpoint %s: the %s was %s and is now %s: a run can only go on with the settings it was started with; "+
-				"to start a new run from this adapter, give --adapters %[1]s instead", dir, key, orNone(p.Settings[key]), orNone(now[key]))
-		}
-	}
-	if err := r.readMoments(filepath.Join(dir, optimizerName)); err != nil {
-		return position{}, err
-	}
-	set, params, _, err := lora.Load(dir, r.Model.Config)
-	if err != nil {
-		return position{}, err
-	}
-	if set.Len() != r.Set.Len() {
-		return position{}, fmt.Errorf("%s: the adapter has %d parameters, not %d", dir, set.Len(), r.Set.Len())
-	}
-	return p.Position, ops.WriteF32(r.Backend, r.Model.Params, params)
-}
-
-func orNone(s string) string {
-	if s == "" {
-		return "unset"
-	}
-	return s
-}
-
-func (r *Run) readMoments(path string) error {
-	file, err := weights.OpenSafetensors(path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	for prefix, dst := range map[string]ops.Tensor{"exp_avg.": r.Model.Moment1, "exp_avg_sq.": r.Model.Moment2} {
-		flat := make([]float32, r.Set.Len())
-		if err := r.Set.ReadEntries(file, prefix, flat); err != nil {
-			return fmt.Errorf("%s: %w", path, err)
-		}
-		if err := ops.WriteF32(r.Backend, dst, flat); err != nil {
-			return err
-		}
 	}
 	return nil
 }

@@ -58,9 +58,6 @@ const LogName = "logging.jsonl"
 // openLog opens the log of a run. What a resumed run will compute again is cut off: the log goes on from
 // the checkpoint's history.
 func openLog(dir string, history []Record) (*logFile, error) {
-	if err := os.MkdirAll(dir, 0o777); err != nil {
-		return nil, err
-	}
 	path := filepath.Join(dir, LogName)
 	kept := 0
 	if len(history) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	"qlora/internal/tfevents"
@@ -86,7 +87,7 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 		return Result{}, err
 	}
 	if from != "" {
-		if l.at, err = r.resume(from); err != nil {
+		if l.at, err = l.resume(from, order); err != nil {
 			return Result{}, err
 		}
 	}
@@ -96,6 +97,9 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 		return Result{}, fmt.Errorf("%s: %w", from, err)
 	}
 	defer l.loader.Close()
+	if err := l.prepareDir(); err != nil {
+		return Result{}, err
+	}
 	if l.log, err = openLog(r.Dir, l.at.History); err != nil {
 		return Result{}, err
 	}
@@ -112,6 +116,18 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 	}
 	result, err := l.run(ctx)
 	return result, errors.Join(err, l.closeReports())
+}
+
+// prepareDir makes the run's folder, clears away what a killed process left there, and holds that the
+// checkpoints to come will fit.
+func (l *loop) prepareDir() error {
+	if err := os.MkdirAll(l.Dir, 0o777); err != nil {
+		return err
+	}
+	if err := removeUnfinished(l.Dir); err != nil {
+		return err
+	}
+	return l.checkDisk()
 }
 
 func (l *loop) run(ctx context.Context) (Result, error) {

@@ -35,7 +35,7 @@ type Model struct {
 	HubID      string            // org/name on the hub; empty when unknown
 
 	tensors map[string]*Tensor
-	folder  *folder // nil for a .gguf file
+	folder  *Folder // nil for a .gguf file
 	gguf    *GGUF   // nil for a folder
 	closers []io.Closer
 }
@@ -65,11 +65,11 @@ func Open(spec string) (*Model, error) {
 
 // openFolder opens a model in the Hugging Face layout.
 func openFolder(dir, hubID string) (*Model, error) {
-	folder, err := newFolder(dir)
+	folder, err := OpenFolder(dir)
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{Dir: dir, HubID: cmp.Or(hubID, folder.hubID), folder: folder, closers: []io.Closer{folder.root}}
+	m := &Model{Dir: dir, HubID: cmp.Or(hubID, folder.hubID), folder: folder, closers: []io.Closer{folder}}
 	if err := m.load(); err != nil {
 		return nil, errors.Join(err, m.Close())
 	}
@@ -80,19 +80,19 @@ func (m *Model) load() error {
 	if !m.folder.has("config.json") {
 		return m.folder.notAModel()
 	}
-	data, err := m.folder.read("config.json", maxConfig)
+	data, err := m.folder.ReadFile("config.json", maxConfig)
 	if err != nil {
 		return err
 	}
-	if m.Config, err = ParseConfig(data, m.folder.path("config.json")); err != nil {
+	if m.Config, err = ParseConfig(data, m.folder.Path("config.json")); err != nil {
 		return err
 	}
 	if m.folder.has("generation_config.json") {
-		data, err := m.folder.read("generation_config.json", maxConfig)
+		data, err := m.folder.ReadFile("generation_config.json", maxConfig)
 		if err != nil {
 			return err
 		}
-		g, err := ParseGenerationConfig(data, m.folder.path("generation_config.json"))
+		g, err := ParseGenerationConfig(data, m.folder.Path("generation_config.json"))
 		if err != nil {
 			return err
 		}
@@ -113,11 +113,7 @@ func (m *Model) load() error {
 }
 
 func (m *Model) openShard(name string) (*File, error) {
-	f, err := m.folder.open(name)
-	if err != nil {
-		return nil, err
-	}
-	file, err := openSafetensors(f, m.folder.path(name))
+	file, err := m.folder.OpenSafetensors(name)
 	if err != nil {
 		return nil, err
 	}
@@ -159,11 +155,11 @@ func parseIndex(data []byte, name string) (shardIndex, error) {
 // loadShards opens the shards of the index, and holds that it and they list the
 // same tensors.
 func (m *Model) loadShards() error {
-	data, err := m.folder.read(indexName, maxIndex)
+	data, err := m.folder.ReadFile(indexName, maxIndex)
 	if err != nil {
 		return err
 	}
-	index, err := parseIndex(data, m.folder.path(indexName))
+	index, err := parseIndex(data, m.folder.Path(indexName))
 	if err != nil {
 		return err
 	}
@@ -182,7 +178,7 @@ func (m *Model) loadShards() error {
 	}
 	for _, name := range slices.Sorted(maps.Keys(index.WeightMap)) {
 		if m.tensors[name] == nil {
-			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.path(indexName), name, index.WeightMap[name])
+			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.Path(indexName), name, index.WeightMap[name])
 		}
 	}
 	return nil
@@ -214,7 +210,7 @@ func (m *Model) ReadFile(name string) ([]byte, error) {
 	if m.folder == nil {
 		return nil, fmt.Errorf("%s: a .gguf file has no %s beside it: %w", m.File, name, os.ErrNotExist)
 	}
-	return m.folder.read(name, maxSidecar)
+	return m.folder.ReadFile(name, maxSidecar)
 }
 
 // Close closes the files of the model; its tensors cannot be read afterwards.
