@@ -1,14 +1,17 @@
 // Package data turns datasets into the rows a training step reads.
 //
-//	file ── Rows ──▶ Example ── Chat.Encode ──▶ Sample ── Sampler ──▶ optimizer step ── Pack ──▶ Row
+//	name ── Spec ──▶ files ── table ──▶ Example ── Chat.Encode ──▶ Sample
+//	Source of Samples, Packed or Lazy ── Loader, by an Order ──▶ optimizer step ── Pack ──▶ Row
 //
-// Rows streams a json or jsonl file and recognises its columns as ms-swift does; a Chat
-// writes a conversation in its model's template and masks everything but the assistant's
-// turns; a Sampler orders samples by epoch; Pack lays the samples of one optimizer step end
-// to end in as few rows as fit.
+// A Spec names files, a folder or a repository in a hub's cache, and how many of its rows to take.
+// A table is a file's rows by an index, to be read in any order. Their columns are recognised as
+// ms-swift does; a Chat writes a conversation in its model's template and masks everything but
+// the assistant's turns. Load reads samples into memory; LoadLazy finds them and reads them when
+// a Loader, which is ahead of the training loop, asks for them. Pack lays the samples of one
+// optimizer step end to end in as few rows as fit.
 //
-// Nothing is dropped silently: Load counts every row that it leaves out or shortens, and
-// says why, by file and row.
+// Nothing is dropped silently: a Report counts every row that is left out or shortened, and says
+// why, by file and row. Whatever is read by several goroutines is the same for any number of them.
 package data
 
 // Ignore is the label of a token that is not trained on, as in PyTorch's cross entropy.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/parquet-go/parquet-go"
 	"github.com/parquet-go/parquet-go/deprecated"
+	"github.com/parquet-go/parquet-go/format"
 
 	"qlora/internal/strictjson"
 )
@@ -56,6 +57,13 @@ func newParquet(file string, in readCloserAt, size int64) (t *parquetTable, err 
 	f, err := parquet.OpenFile(in, size, parquet.SkipPageIndex(true), parquet.SkipBloomFilters(true))
 	if err != nil {
 		return nil, &FileError{file, 0, err}
+	}
+	for _, group := range f.Metadata().RowGroups {
+		for _, column := range group.Columns { // the reader's LZ4 doubles its buffer for ever on a broken page
+			if codec := column.MetaData.Codec; codec == format.Lz4Raw {
+				return nil, &FileError{file, 0, fmt.Errorf("compressed by %s, which is not read: write it with snappy or zstd", codec)}
+			}
+		}
 	}
 	t = &parquetTable{file: file, in: in, sum: hex.EncodeToString(sum.Sum(nil))}
 	n := int64(0)
