@@ -7,6 +7,8 @@
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
 #   make gpu-check on a machine with a card, after make gpu-build
 #   make mutants   prove that the tests of the backward passes can fail
+#   make crash     kill training runs at random moments (KILLS=200), fail every write in turn
+#   make fuzz      feed every parser hostile input, FUZZTIME=60s each
 
 GO       ?= go
 PYTHON   ?= python3
@@ -24,7 +26,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -46,6 +48,15 @@ lint:
 
 mutants:
 	$(GO) run ./internal/mutants
+
+KILLS ?= 200
+crash:
+	$(GO) test -count=1 -v -timeout 2h -run 'TestKilledAnywhere|TestEveryWriteFails|Signal' ./cmd/qlora -kills $(KILLS) -kill_seed $$$$ -every_resume
+
+FUZZTIME ?= 60s
+fuzz:
+	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's/\(.*\)\/[^:]*:func /\1 /' | sort | while read -r dir target; do \
+		echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; done
 
 demo: build
 	$(GO) build -o bin/sidebyside ./scripts/demo

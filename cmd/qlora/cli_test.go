@@ -360,6 +360,7 @@ func TestExitCodes(t *testing.T) {
 		{"adapter", sft("--adapters", "."), exitUsage, "adapter_config.json"},
 		{"resume", sft("--resume_from_checkpoint", "gone"), exitUsage, "--resume_from_checkpoint"},
 		{"split", sft("--split_dataset_ratio", "1.5"), exitUsage, "--split_dataset_ratio"},
+		{"disk", sft("--max_steps", "2000000000000", "--save_steps", "1", "--output_dir", "big"), exitStorage, "2000000000000 checkpoints of "},
 		{"not finite", sft("--learning_rate", "1e30", "--output_dir", "huge"), exitNonFinite, "lower --learning_rate"},
 		{"output is a file", []string{"doctor", "--output_dir", "train.jsonl/x"}, exitCheckFailed, "training cannot run"},
 		{"temperature", []string{"infer", "--model", model, "--temperature", "-1"}, exitUsage, "--temperature -1"},

@@ -45,7 +45,7 @@ func verbsOf(t reflect.Type) []string {
 
 // env is what a verb may touch of the world.
 type env struct {
-	ctx      context.Context // done at the first SIGINT or SIGTERM
+	ctx      context.Context // done at the first SIGINT, SIGTERM or SIGUSR1
 	in       io.Reader
 	out, err io.Writer
 	flags    []*kong.Flag // of the verb, with their values
@@ -55,7 +55,7 @@ type env struct {
 func (e *env) logf(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	os.Exit(run(os.Args[1:], &env{ctx: ctx, in: os.Stdin, out: os.Stdout, err: os.Stderr}))
 }

@@ -43,14 +43,17 @@ func (l *loop) best() string {
 }
 
 // save writes the checkpoint of the step just done, whole or not at all, and removes those that
-// save_total_limit does not keep.
+// save_total_limit does not keep. A step's checkpoint never changes: one that is there already stays.
 func (l *loop) save() error {
 	dir := l.checkpointDir(l.at.Step)
-	if _, err := os.Stat(dir); err == nil {
-		return nil // saved already, and a step's checkpoint never changes
+	_, err := os.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = atomicfile.WriteDir(dir, l.fill); err != nil {
+			err = fmt.Errorf("saving %s, which takes %s%s: %w", dir, bytesText(l.checkpointBytes()), freeText(l.Dir), err)
+		}
 	}
-	if err := atomicfile.WriteDir(dir, l.fill); err != nil {
-		return fmt.Errorf("saving %s, which takes %s%s: %w", dir, bytesText(l.checkpointBytes()), freeText(l.Dir), err)
+	if err != nil {
+		return err
 	}
 	return l.prune()
 }

@@ -54,7 +54,10 @@ func (l *loop) checkDisk() error {
 }
 
 func bytesText(n int64) string {
-	if n < 1e8 {
+	switch {
+	case n < 1e6:
+		return fmt.Sprintf("%d kB", n/1000)
+	case n < 1e9:
 		return fmt.Sprintf("%.1f MB", float64(n)/1e6)
 	}
 	return fmt.Sprintf("%.1f GB", float64(n)/1e9)
