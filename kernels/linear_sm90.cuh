@@ -4,17 +4,21 @@ Math    C = A * B + bias + U * L' + residual; rope on the first columns. GEMM le
         B = W' (W lies (N,K), K innermost); backward dx = dy * W: M = T, N = in, K = out, B = W (N innermost).
 Shapes  linear.cuh                              Limits  K, N, R % 8 == 0 (TMA rows of 16 bytes); edges are TMA's
 Numeric f32 sums in k order, the LoRA columns last; one rounding at the end: bitwise repeatable, whatever the tile
-Bound   tensor cores; 1029 cycles a 128 x 256 x 64 block where 1024 are ideal
+Bound   tensor cores, and the card's power: 690 of 700 W at 1.3 to 1.6 GHz. Times cuBLAS's speed on an H100 at T = 2048, bare,
+        in turn with it and alone: o 1.17, 1.09; qkv 1.01, 1.00; gate|up 0.99, 0.995; down 1.15, 1.06; head 0.98, 1.03;
+        backward o 1.16, 1.04; qkv 1.13, 1.03; gate|up 1.10, 1.07; down 0.99, 0.995; head 1.10, 1.03
 Form    One persistent block of 384 threads a multiprocessor, in clusters of two: warpgroup 2 is the producer (one thread
         drives TMA), warpgroups 0 and 1 multiply 64 rows each. A block's ring stage holds A (128,64) of its own rows
         and B (64,width), of which each block of the cluster loads half and multicasts it to both.
         LoRA is a K tail: after K, the ring carries blocks of U and L. The last one is multiplied only by the k16 steps
         it has columns for, where they are one or two: a number compiled in, because ptxas serialises wgmma behind a
         branch on the accumulators' way. The residual tile comes through the ring as well, as one or two more stages.
-Tried   (H200, T = 2048, time against cuBLAS) remote arrive with .release.cluster 0.70; without 1.00; 256 x 128 tiles for
-        all, as cuBLAS; width by waves 1.12-1.15 on N = 3584; 4 stages at width 256 -2 %; clusters of 4 -2 to -5 %;
-        L2 hints, other tile orders, 5 stages: nothing. Residual by plain loads +15 %, through the ring +2 %; bias by
-        plain loads +5 %, prefetched +2 %. LoRA tail +0.6 to 1.5 % at R <= 16.
+        What the epilogue adds is fetched early: the residual behind the last k block, a tile's bias and positions at its
+        start, the first angles behind its last products, the others four groups of 16 columns ahead.
+Tried   (in turn with cuBLAS, H200) remote arrive with .release.cluster 0.70, without 1.00; 256 x 128 tiles for all, as cuBLAS;
+        width by waves 1.12-1.15 on N = 3584; 4 stages at width 256 -2 %; clusters of 4 -2 to -5 %; L2 hints, other tile
+        orders, 5 stages: nothing. Residual by plain loads +15 %, through the ring +2 %; bias by plain loads +5 %. (H100)
+        Angles loaded where they are used, each behind a division by D, +9 % on qkv.
 Oracle  model/cpu/linear.go */
 #pragma once
 
@@ -131,6 +135,11 @@ QK_DEVICE void linear_sm90_release(uint32_t empty, int stage, int lane) {
   if (lane < 2) barrier_arrive_block(empty + 8 * stage, lane);
 }
 
+/* Where the bias of a tile's column lies among the floats: the four of a thread in 16 columns side by side. */
+QK_DEVICE int linear_sm90_bias_place(int column) {
+  return (column & ~15) + (column & 7) / 2 * 4 + (column >> 3 & 1) * 2 + (column & 1);
+}
+
 /* A consumer's view of its tile. */
 struct linear_sm90_slab {
   uint32_t base, full, empty;  // ring
@@ -139,10 +148,33 @@ struct linear_sm90_slab {
   int row, column;             // of the tile's first element
 };
 
+/* The angles of 16 columns that a thread rotates: of its two rows the pairs at its columns and 8 further on. */
+struct linear_sm90_angles {
+  float2 cos[2], sin[2];
+
+  QK_DEVICE_MEMBER void load(const rope_table &r, const int (&position)[2], int column, int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int at = position[i] * (r.D / 2) + r.pair(column) + lane % 4;
+      cos[i] = {__ldg(r.cos + at), __ldg(r.cos + at + 4)}, sin[i] = {__ldg(r.sin + at), __ldg(r.sin + at + 4)};
+    }
+  }
+  QK_DEVICE_MEMBER void rotate(float *v) const {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const float x = v[2 * i], y = v[4 + 2 * i];
+      v[2 * i] = x * cos[i].x - v[2 * i + 1] * sin[i].x, v[2 * i + 1] = v[2 * i + 1] * cos[i].x + x * sin[i].x;
+      v[4 + 2 * i] = y * cos[i].y - v[5 + 2 * i] * sin[i].y, v[5 + 2 * i] = v[5 + 2 * i] * cos[i].y + y * sin[i].y;
+    }
+  }
+};
+constexpr int linear_sm90_ahead = 4;  // groups of 16 columns whose angles are on their way
+
 /* Rounds the accumulators, with what is to be added, and stores them. */
 template <class Layout>
 QK_DEVICE void linear_sm90_store(const linear_sm90_maps &maps, const linear_problem &p, const linear_sm90_slab &s,
-                                 ring_cursor &at, float (&d)[Layout::width / 2], const int (&position)[2]) {
+                                 ring_cursor &at, float (&d)[Layout::width / 2], const int (&position)[2],
+                                 linear_sm90_angles (&angles)[linear_sm90_ahead]) {
   constexpr auto tile = Layout::tile;
   constexpr int pitch = tile.store_columns * 2;
   const bool leader = s.warp == 0 && s.lane == 0;
@@ -160,33 +192,37 @@ QK_DEVICE void linear_sm90_store(const linear_sm90_maps &maps, const linear_prob
     const uint32_t slot = s.slots + c % tile.store_slots * Layout::slot_bytes;
     const uint32_t residual = s.base + at.stage * Layout::stage_bytes + c % Layout::residual_first * Layout::residual_bytes +
                               s.group * (Layout::residual_bytes / 2);
+    // All that is to be added first, so that its latency is met once a store.
+    constexpr int groups = tile.store_columns / 16;
+    float4 bias[groups];
+    uint32_t old[groups][4];
 #pragma unroll
-    for (int j = 0; j < tile.store_columns / 16; j++) {
-      float *v = d + (c * tile.store_columns + j * 16) / 2;  // columns 2*(lane%4) + {0,1} and + 8 of two rows
-      const uint32_t place = row * pitch + (((2 * j + (s.lane >> 4)) ^ mask) << 4);
-      const int column = c * tile.store_columns + j * 16 + 2 * (s.lane & 3);
+    for (int j = 0; j < groups; j++) {
+      if (p.bias) bias[j] = shared_float4(s.bias + (c * groups + j) * 64 + (s.lane & 3) * 16);
+      if (p.residual) load_matrices(old[j], residual + row * pitch + (((2 * j + (s.lane >> 4)) ^ mask) << 4));
+    }
+#pragma unroll
+    for (int j = 0; j < groups; j++) {
+      const int group = c * groups + j, column = s.column + 16 * group;
+      float *v = d + 8 * group;  // columns 2*(lane%4) + {0,1} and + 8 of two rows
       if (p.bias) {
-        const float2 lo = shared_float2(s.bias + column * 4), hi = shared_float2(s.bias + column * 4 + 32);
-        v[0] += lo.x, v[1] += lo.y, v[2] += lo.x, v[3] += lo.y;
-        v[4] += hi.x, v[5] += hi.y, v[6] += hi.x, v[7] += hi.y;
+        v[0] += bias[j].x, v[1] += bias[j].y, v[2] += bias[j].x, v[3] += bias[j].y;
+        v[4] += bias[j].z, v[5] += bias[j].w, v[6] += bias[j].z, v[7] += bias[j].w;
       }
-      if (p.residual) {
-        uint32_t r[4];
-        load_matrices(r, residual + place);
+      if (p.residual)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          const float2 x = unpack_bf16(r[i]);
+          const float2 x = unpack_bf16(old[j][i]);
           v[2 * i] += x.x, v[2 * i + 1] += x.y;
         }
+      if (column < p.rope_columns) {
+        auto &a = angles[group % linear_sm90_ahead];
+        const int next = column + 16 * linear_sm90_ahead;
+        a.rotate(v);
+        if (group + linear_sm90_ahead < Layout::width / 16 && next < p.rope_columns) a.load(p.rope, position, next, s.lane);
       }
-      if (s.column + column < p.rope_columns) {
-        rope_rotate(p.rope, position[0], s.column + column, v[0], v[1]);
-        rope_rotate(p.rope, position[1], s.column + column, v[2], v[3]);
-        rope_rotate(p.rope, position[0], s.column + column + 8, v[4], v[5]);
-        rope_rotate(p.rope, position[1], s.column + column + 8, v[6], v[7]);
-      }
-      store_matrices(slot + place, pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]),
-                     pack_bf16(v[6], v[7]));
+      store_matrices(slot + row * pitch + (((2 * j + (s.lane >> 4)) ^ mask) << 4), pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]),
+                     pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
     }
     if (p.residual && (c % Layout::residual_first == Layout::residual_first - 1 || c == Layout::stores - 1)) {
       __syncwarp();
@@ -245,6 +281,16 @@ QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm
       previous = at.stage;
       at.advance(tile.stages);
     }
+    // Behind the last products: the first angles and, past the reads of the tile before, the bias.
+    linear_sm90_angles angles[linear_sm90_ahead];
+#pragma unroll
+    for (int i = 0; i < linear_sm90_ahead; i++)
+      if (s.column + 16 * i < p.rope_columns) angles[i].load(p.rope, position, s.column + 16 * i, s.lane);
+    if (p.bias)
+#pragma unroll
+      for (int i = 0; i < 2; i++)
+        if (thread + 128 * i < tile.width)
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.bias + linear_sm90_bias_place(thread + 128 * i) * 4), "f"(bias[i]) : "memory");
     if constexpr (Tail > 0) {
       const uint64_t offset = (uint64_t)(at.stage * Layout::stage_bytes) >> 4;
       barrier_wait(s.full + 8 * at.stage, at.parity);
@@ -257,12 +303,7 @@ QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm
     wgmma_wait<0>();
     settle(d);
     linear_sm90_release(s.empty, previous, s.lane);
-    if (p.bias)
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        if (thread + 128 * i < tile.width)
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.bias + (thread + 128 * i) * 4), "f"(bias[i]) : "memory");
-    linear_sm90_store<Layout>(maps, p, s, at, d, position);
+    linear_sm90_store<Layout>(maps, p, s, at, d, position, angles);
   }
   if (s.warp == 0 && s.lane == 0) tma_store_wait();
 }

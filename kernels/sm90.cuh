@@ -88,6 +88,11 @@ QK_DEVICE void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t
                "r"(d) : "memory");
 }
 
+QK_DEVICE float4 shared_float4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
+  return v;
+}
 QK_DEVICE float2 shared_float2(uint32_t address) {
   float2 v;
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address) : "memory");
