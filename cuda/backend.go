@@ -33,6 +33,8 @@ type Options struct {
 	Variant Variant
 	// SyncOps waits for every launch, so that a fault of the card names its op. Slow.
 	SyncOps bool
+	// ProfileOps times every launch: see Profile.
+	ProfileOps bool
 }
 
 // Backend is ops.Backend on one card. The zero value is not ready: call New.
@@ -46,6 +48,7 @@ type Backend struct {
 	args    *arguments
 	log     launches
 	loaded  Loaded
+	profile *profile  // nil without Options.ProfileOps
 	floats  []float32 // one slot's worth, to read weights that are not bfloat16
 
 	err   error        // the first refusal since the last Sync
@@ -61,6 +64,9 @@ func New(o Options) (*Backend, error) {
 		return nil, err
 	}
 	b := &Backend{opt: o, dev: dev, args: &arguments{}}
+	if o.ProfileOps {
+		b.profile = &profile{}
+	}
 	err = dev.do(func() (err error) {
 		if b.stream, err = cu.MakeStream(cu.NonBlocking); err != nil {
 			return fmt.Errorf("cuda: a stream: %w", err)
@@ -158,16 +164,22 @@ func (b *Backend) launch(op string, launcher func() C.qk_status, tensors ...ops.
 	this := b.log.add(op, tensors)
 	var refused error
 	err := b.do(op, func() error {
+		stop, err := b.profile.start(op, tensors, b.stream)
+		if err != nil {
+			return err
+		}
 		status, err := launched(launcher())
 		switch {
 		case status == launchFailed:
 			return err
 		case err != nil:
 			refused = fmt.Errorf("cuda: %v: %w", this, err)
-		case b.opt.SyncOps:
-			return b.stream.Synchronize()
+			return nil
 		}
-		return nil
+		if err := stop(); err != nil || !b.opt.SyncOps {
+			return err
+		}
+		return b.stream.Synchronize()
 	})
 	if err != nil {
 		b.fault.Op = this.String()

@@ -147,6 +147,9 @@ func (b *Backend) LoadBatch(batch *ops.Batch, h ops.HostBatch) error {
 	if err != nil {
 		return err
 	}
+	if err := b.beginStep(h.Step); err != nil {
+		return err
+	}
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 4*len(words))
 	return b.upload("LoadBatch", batch.Block, bytes)
 }

@@ -2,6 +2,11 @@
 
 package cuda
 
+/*
+#include "api.h"
+*/
+import "C"
+
 import (
 	"encoding/binary"
 	"fmt"
@@ -75,9 +80,23 @@ func (b *Backend) NewWeight(mem ops.Tensor, spec ops.WeightSpec, parts []ops.Sou
 			return nil, err
 		}
 	}
-	b.loaded.Bytes += w.Bytes()
-	b.loaded.Time += time.Since(begun)
+	if parts[0].Random == nil {
+		b.loaded.Bytes += w.Bytes()
+		b.loaded.Time += time.Since(begun)
+	}
 	return w, nil
+}
+
+// makePart makes part p on the card, from the stream of random numbers that it is.
+func (b *Backend) makePart(w *weight, p int, from *ops.Source) {
+	cols, rowBytes := from.Cols, from.Cols*int(ops.BF16.Size())
+	for _, t := range strips(w.spec, p, 0, from.Rows) {
+		to := ops.Tensor{Name: from.Name, DType: ops.BF16, Shape: []int{t.rows, cols}, Buf: w.mem.Buf, Off: w.mem.Off + int64(t.dst)*int64(rowBytes)}
+		b.launch("NewWeight", func() C.qk_status {
+			return C.qk_random_normal(at(to), C.int64_t(t.step*cols), C.int64_t(t.src)*C.int64_t(cols), C.int32_t(t.rows), C.int32_t(cols),
+				C.uint32_t(from.Random.Seed), C.uint32_t(from.Random.Stream), C.float(from.Random.Scale()), b.onStream())
+		}, to)
+	}
 }
 
 // copyPart copies part p.
@@ -86,6 +105,10 @@ func (b *Backend) copyPart(w *weight, p int, from *ops.Source) error {
 	block := slotBytes / rowBytes / unit * unit
 	if block == 0 {
 		return fmt.Errorf("cuda: weight %s: %d rows of %d columns do not fit the %d MiB of a copy", w.spec.Name, unit, from.Cols, slotBytes>>20)
+	}
+	if from.Random != nil {
+		b.makePart(w, p, from)
+		return nil
 	}
 	base := cu.DevicePtr(address(w.mem))
 	for row := 0; row < from.Rows; row += block {

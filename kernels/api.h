@@ -89,6 +89,13 @@ typedef struct qk_lora {
   qk_module m[QK_MAX_MODULES];
 } qk_lora;
 
+/* ---- loading ------------------------------------------------------------------------------------ */
+
+/* dst (rows,cols) bf16, its rows pitch elements apart = numbers first, first+1, ... of a stream of internal/random, whose
+ * scale is given. Limits: cols % 8 == 0. */
+qk_status qk_random_normal(qk_ptr dst, int64_t pitch, int64_t first, int32_t rows, int32_t cols, uint32_t seed,
+                           uint32_t stream, float scale, qk_stream s);
+
 /* ---- forward ------------------------------------------------------------------------------------ */
 
 /* x (T,C) = table[ids]; table bf16 (V,C). Limits: C % 8 == 0. */

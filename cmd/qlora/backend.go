@@ -17,7 +17,7 @@ func openBackend(e *env, f deviceFlags) (ops.Backend, error) {
 	why := "as --backend says"
 	switch f.Backend {
 	case "auto", "cuda":
-		b, err := openCUDA(f.SyncOps)
+		b, err := openCUDA(e, f)
 		var missing *noCUDA
 		switch {
 		case err == nil:
@@ -35,6 +35,9 @@ func openBackend(e *env, f deviceFlags) (ops.Backend, error) {
 	case "cpu":
 	default:
 		return nil, usageError{fmt.Errorf("--backend %s: choose auto, cuda or cpu", f.Backend)}
+	}
+	if f.ProfileOps {
+		return nil, usageError{errors.New("--profile_ops: only launches on a card are timed: leave it out, or say --backend cuda")}
 	}
 	b := cpu.New[float32]()
 	e.logf("backend: %s (%s): %s", b.Name(), b.Describe(), why)

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"qlora/cuda"
 	"qlora/cuda/nvml"
@@ -14,8 +15,8 @@ import (
 // backendNames are the backends of this binary.
 const backendNames = "cuda, cpu"
 
-func openCUDA(syncOps bool) (ops.Backend, error) {
-	b, err := cuda.New(cuda.Options{SyncOps: syncOps})
+func openCUDA(e *env, f deviceFlags) (ops.Backend, error) {
+	b, err := cuda.New(cuda.Options{SyncOps: f.SyncOps, ProfileOps: f.ProfileOps})
 	var missing *cuda.Unavailable
 	switch {
 	case errors.As(err, &missing):
@@ -23,11 +24,47 @@ func openCUDA(syncOps bool) (ops.Backend, error) {
 	case err != nil:
 		return nil, err
 	}
-	return onCard{b}, nil
+	return onCard{b, e}, nil
 }
 
-// onCard says in the command's words that a run does not fit the card.
-type onCard struct{ *cuda.Backend }
+// onCard says in the command's words that a run does not fit the card, and at the end where the time went.
+type onCard struct {
+	*cuda.Backend
+	e *env
+}
+
+// Close prints the profile, if there is one, and closes the card.
+func (b onCard) Close() error {
+	p, err := b.Profile()
+	if err == nil && p.Steps > 0 {
+		err = printProfile(b.e, p)
+	}
+	return errors.Join(err, b.Backend.Close())
+}
+
+// printProfile prints the ops of a step, the dearest first, on standard error.
+func printProfile(e *env, p cuda.Profile) error {
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()*1e3) }
+	share := func(d time.Duration) string { return fmt.Sprintf("%.1f", 100*d.Seconds()/p.Span.Seconds()) }
+	t := newTable(&env{out: e.err}, "op", "shapes", "calls", "ms", "%", "us a call", "TFLOP/s")
+	idle := p.Span
+	for _, o := range p.Ops {
+		idle -= o.Time
+		rate := ""
+		if o.FLOPs > 0 {
+			rate = fmt.Sprintf("%.0f", o.FLOPs/o.Time.Seconds()/1e12)
+		}
+		row := []any{o.Op, o.Shapes, fmt.Sprintf("%.4g", o.Calls), ms(o.Time), share(o.Time), fmt.Sprintf("%.1f", o.Time.Seconds()*1e6/o.Calls), rate}
+		if err := t.Append(row...); err != nil {
+			return err
+		}
+	}
+	if err := t.Append("between ops", "copies, fills, waits for the host", "", ms(idle), share(idle), "", ""); err != nil {
+		return err
+	}
+	e.logf("profile: the mean of %d steps of %s ms, on the card", p.Steps, ms(p.Span))
+	return t.Render()
+}
 
 func (b onCard) NewArena(bytes int64) (ops.Buffer, error) {
 	arena, err := b.Backend.NewArena(bytes)
@@ -40,7 +77,7 @@ func (b onCard) NewArena(bytes int64) (ops.Buffer, error) {
 
 // loadRate says how fast weights went to the card, "" for another backend.
 func loadRate(b ops.Backend) string {
-	if card, ok := b.(onCard); ok {
+	if card, ok := b.(onCard); ok && card.Loaded().Bytes > 0 {
 		return fmt.Sprintf(", loaded at %.1f GB/s", card.Loaded().GBps())
 	}
 	return ""

@@ -9,7 +9,7 @@ const backendNames = "cpu"
 
 var withoutCUDA = noCUDA{"this binary was built without CUDA", "build it with `make build` on a machine with the CUDA toolkit"}
 
-func openCUDA(bool) (ops.Backend, error) { return nil, &withoutCUDA }
+func openCUDA(*env, deviceFlags) (ops.Backend, error) { return nil, &withoutCUDA }
 
 // checkCUDA is what doctor says of cards.
 func checkCUDA() []finding {

@@ -31,6 +31,7 @@ type deviceFlags struct {
 	TorchDType string `name:"torch_dtype" group:"Model" placeholder:"NAME" help:"Storage of the frozen weights: bfloat16 or float32; sums are float32 in both. By default float32 if config.json says so, else bfloat16."`
 	Backend    string `name:"backend" group:"Model" default:"auto" placeholder:"NAME" help:"auto, cuda or cpu."`
 	SyncOps    bool   `name:"sync_ops" group:"Model" help:"Wait for every launch on the card, so that a fault names its op. Slow."`
+	ProfileOps bool   `name:"profile_ops" group:"Model" help:"Time every launch on the card, and print at the end where the time of a step went, without the first three. A little slower."`
 }
 
 // dtypeNames are the storage types by torch's names.

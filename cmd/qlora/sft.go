@@ -24,8 +24,9 @@ import (
 // sftCmd is `qlora sft`. Names and defaults are ms-swift's.
 type sftCmd struct {
 	modelFlags
+	RandomWeights bool `name:"random_weights" group:"Model" help:"Random weights in the shape that --model names (qwen2.5-0.5b, 1.5b, 3b, 7b, 14b or 32b), made where they are needed: to measure speed and memory without a model's files. Always the same numbers. The data must be random too: --dataset random:2048x12."`
 	deviceFlags
-	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition."`
+	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition. To measure by, random:2048x12 alone is 12 rows of 2048 random tokens, random:2048x12:0.3 trains on the last 30 % of each."`
 	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Validation data, likewise; of one with a count the first rows."`
 	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of each dataset set aside for validation where there is no --val_dataset."`
 	rowFlags
@@ -86,7 +87,9 @@ func (sftCmd) Help() string {
   qlora sft --model MODEL --dataset builtin:self-cognition --num_train_epochs 30 --learning_rate 1e-3 \
     --lora_rank 16 --lora_dropout 0 --gradient_accumulation_steps 2 --output_dir output
   qlora sft --model Qwen/Qwen2.5-0.5B-Instruct --dataset train.jsonl --val_dataset val.jsonl --eval_steps 50
-  qlora sft --model MODEL --dataset more.jsonl --adapters output/v0-20250405-142300/checkpoint-10`
+  qlora sft --model MODEL --dataset more.jsonl --adapters output/v0-20250405-142300/checkpoint-10
+  qlora sft --model qwen2.5-7b --random_weights --dataset random:2048x12 --gradient_accumulation_steps 1 \
+    --max_steps 12 --save_strategy no`
 }
 
 func (c *sftCmd) Run(e *env) error {
@@ -97,7 +100,7 @@ func (c *sftCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	b, err := c.open()
+	b, err := c.openBase()
 	if err != nil {
 		return err
 	}
@@ -219,7 +222,7 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
-	if !c.LazyTokenize {
+	if !c.LazyTokenize && c.randomRows() == "" {
 		c.logReport(e, "dataset", report)
 	}
 	if len(c.ValDataset) == 0 {
@@ -237,14 +240,21 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 // source finds the samples of --dataset as the flags want them: read at once or when they are trained on,
 // each by itself or packed.
 func (c *sftCmd) source(b *base, opt data.Options) (data.Source, data.Samples, *data.Report, func(), error) {
-	if c.LazyTokenize {
+	if c.LazyTokenize && c.randomRows() == "" {
 		lazy, validation, report, err := data.LoadLazy(c.Dataset, b.chat, opt)
 		if err != nil {
 			return nil, nil, nil, nil, err
 		}
 		return lazy, validation, report, lazy.Close, nil
 	}
-	samples, validation, report, err := data.LoadSplit(c.Dataset, b.chat, opt)
+	var samples, validation data.Samples
+	var err error
+	report := &data.Report{}
+	if c.randomRows() != "" {
+		samples, err = c.randomSamples(b, opt)
+	} else {
+		samples, validation, report, err = data.LoadSplit(c.Dataset, b.chat, opt)
+	}
 	if err != nil || !c.Packing {
 		return samples, validation, report, func() {}, err
 	}
@@ -278,7 +288,7 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	if err != nil {
 		return err
 	}
-	e.logf("memory: %s in all, weights in %s%s; adapter: %d parameters on %d modules", gib(uint64(run.Model.Plan.Bytes)), dtypeNames[dtype], loadRate(run.Backend), set.Len(), set.Modules())
+	e.logf("memory: %.2f GiB in all, weights in %s%s; adapter: %d parameters on %d modules", float64(run.Model.Plan.Bytes)/(1<<30), dtypeNames[dtype], loadRate(run.Backend), set.Len(), set.Modules())
 	run.Set, run.Base = set, lora.Base{Name: lora.PortableName(b.HubID, cmp.Or(b.File, b.Dir)), Fingerprint: fingerprint}
 	return ops.WriteF32(run.Backend, run.Model.Params, params)
 }

@@ -277,7 +277,7 @@ func TestCheckNewWeight(t *testing.T) {
 	read := func([]float32, int, int) error { return nil }
 	good := WeightSpec{Name: "qkv", Kind: QKV, DType: BF16, Parts: []int{32, 16, 16}, Cols: 32, HeadDim: 8, Bias: true}
 	sources := func() []Source {
-		return []Source{{"q", 32, 32, read, nil}, {"k", 16, 32, read, nil}, {"v", 16, 32, read, nil}}
+		return []Source{{Name: "q", Rows: 32, Cols: 32, ReadF32: read}, {Name: "k", Rows: 16, Cols: 32, ReadF32: read}, {Name: "v", Rows: 16, Cols: 32, ReadF32: read}}
 	}
 	bias := make([]float32, 64)
 	mem := r.t("mem", U8, 4096)

@@ -1,6 +1,10 @@
 package ops
 
-import "math"
+import (
+	"math"
+
+	"qlora/internal/random"
+)
 
 // Dropout masks are never stored. Whether column c of token t is kept by a module is a pure
 // function of (seed, step, sample, position, module, column), so that forward and backward, any
@@ -33,17 +37,8 @@ func DropLanes(seed, step, group, pos, sample, module uint32) (lanes [8]uint16) 
 	return lanes
 }
 
-// Philox is Philox4x32-10: ten rounds of the counter-based generator.
-func Philox(ctr [4]uint32, key [2]uint32) [4]uint32 {
-	for range 10 {
-		p0 := uint64(ctr[0]) * 0xD2511F53
-		p1 := uint64(ctr[2]) * 0xCD9E8D57
-		ctr = [4]uint32{uint32(p1>>32) ^ ctr[1] ^ key[0], uint32(p1), uint32(p0>>32) ^ ctr[3] ^ key[1], uint32(p0)}
-		key[0] += 0x9E3779B9
-		key[1] += 0xBB67AE85
-	}
-	return ctr
-}
+// Philox is [random.Philox].
+func Philox(ctr [4]uint32, key [2]uint32) [4]uint32 { return random.Philox(ctr, key) }
 
 // SampleUniform is the uniform number in [0,1) that picks the token of a sequence at a step:
 // 53 bits of the Philox block with key (seed, 0) and counter (step, sequence, 0, SampleStream).

@@ -1,5 +1,7 @@
 package ops
 
+import "qlora/internal/random"
+
 // WeightKind says what a fused frozen weight is made of, so that a backend can choose its own
 // layout. Its parts are stacked along the output axis, in this order.
 type WeightKind uint8
@@ -32,6 +34,9 @@ type Source struct {
 	// ReadBF16 gives the stored bytes where the source is bfloat16 already, and is nil elsewhere: the
 	// short way to a card.
 	ReadBF16 func(dst []byte, row, n int) error
+	// Random is the stream the values are, row by row, rounded to bfloat16: a backend may make them itself and read
+	// nothing. It is nil elsewhere.
+	Random *random.Normal
 }
 
 // WeightSpec describes a weight before it is loaded.

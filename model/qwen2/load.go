@@ -110,7 +110,7 @@ func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
 		if len(t.Shape) != 2 || t.Shape[0] != rows || t.Shape[1] != w.spec.Cols {
 			return fmt.Errorf("%s.weight has shape %v, but the config makes it [%d %d]", name, t.Shape, rows, w.spec.Cols)
 		}
-		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: finite(t)}
+		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: finite(t), Random: t.Random}
 		if t.DType == weights.BF16 {
 			parts[i].ReadBF16 = finiteRaw(t)
 		}

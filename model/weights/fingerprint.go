@@ -22,7 +22,7 @@ const (
 // whatever tokenizer or generation settings; and it differs for another size,
 // training stage, fine-tune, quantisation or file format. An edit that touches only
 // bytes between the windows goes unseen: it is a check against mistakes, not against
-// forgery.
+// forgery. That of random weights says so, before the sha256.
 func (m *Model) Fingerprint() (string, error) {
 	c := m.Config
 	hash := sha256.New()
@@ -44,5 +44,9 @@ func (m *Model) Fingerprint() (string, error) {
 			hash.Write(window[:n])
 		}
 	}
-	return hex.EncodeToString(hash.Sum(nil)), nil
+	sum := hex.EncodeToString(hash.Sum(nil))
+	if m.Random {
+		return "random " + sum, nil
+	}
+	return sum, nil
 }

@@ -33,6 +33,7 @@ type Model struct {
 	Dir        string            // the folder the model lies in
 	File       string            // the .gguf file; empty for a folder
 	HubID      string            // org/name on the hub; empty when unknown
+	Random     bool              // its weights are random numbers: NewRandom made it
 
 	tensors map[string]*Tensor
 	folder  *Folder // nil for a .gguf file
@@ -207,6 +208,9 @@ func (m *Model) GGUF() *GGUF { return m.gguf }
 // ReadFile reads a file that lies beside the weights, such as tokenizer.json.
 // When there is none the error is fs.ErrNotExist.
 func (m *Model) ReadFile(name string) ([]byte, error) {
+	if m.Random {
+		return nil, fmt.Errorf("%s: random weights have no %s beside them: %w", m.HubID, name, os.ErrNotExist)
+	}
 	if m.folder == nil {
 		return nil, fmt.Errorf("%s: a .gguf file has no %s beside it: %w", m.File, name, os.ErrNotExist)
 	}

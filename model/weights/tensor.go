@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"qlora/internal/random"
 )
 
 // A Tensor is a named array in a file. It holds no values: they are read, row by
@@ -13,6 +15,9 @@ type Tensor struct {
 	Name  string
 	DType DType // as stored
 	Shape []int // outermost first: a linear weight is [out, in]
+
+	// Random is the stream its values are, rounded to bfloat16, row by row; nil for a tensor of a file.
+	Random *random.Normal
 
 	file     string // for error messages
 	src      io.ReaderAt
