@@ -397,7 +397,7 @@ func (c *sftCmd) printResult(e *env, r train.Result) error {
 	if r.Best != "" {
 		fmt.Fprintf(e.out, "best_model_checkpoint: %s (eval_%s %.6g)\n", r.Best, strings.TrimPrefix(c.MetricForBestModel, "eval_"), r.BestMetric)
 	}
-	_, err := fmt.Fprintf(e.out, "%d steps, last loss %.6g, %d tokens (%d trained on), %.1f s, %.0f tokens/s\n",
-		r.Steps, r.Loss, r.Tokens, r.Labels, r.Seconds, r.TokensPerSecond)
+	_, err := fmt.Fprintf(e.out, "%d steps, last loss %.6g, %d tokens (%d trained on), %.1f s, %.0f tokens/s; a step takes %.4g s (median after the first 3)\n",
+		r.Steps, r.Loss, r.Tokens, r.Labels, r.Seconds, r.TokensPerSecond, r.StepSeconds)
 	return err
 }

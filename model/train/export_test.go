@@ -13,3 +13,6 @@ func ParseProgress(text []byte) (any, error) {
 
 // CheckpointBytes is the estimate of a checkpoint's size.
 func CheckpointBytes(r *Run) int64 { return (&loop{Run: r}).checkpointBytes() }
+
+// Typical is the time of a typical step of a run whose steps took so long.
+func Typical(seconds []float64) float64 { return typical(seconds) }

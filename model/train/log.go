@@ -34,6 +34,7 @@ type timing struct {
 	Memory          float64 `json:"memory(GiB)"`
 	SecondsPerStep  float64 `json:"train_speed(s/it)"`
 	TokensPerSecond float64 `json:"tokens_per_second"`
+	StepSeconds     float64 `json:"step_seconds,omitempty"` // of the step just done alone, the others are means since the start
 	EvalSeconds     float64 `json:"eval_runtime,omitempty"`
 	EvalPerSecond   float64 `json:"eval_samples_per_second,omitempty"`
 }
@@ -109,7 +110,7 @@ func (f *logFile) write(v any) ([]byte, error) {
 // finish writes the closing line.
 func (f *logFile) finish(r Result) error {
 	last := map[string]any{"global_step": r.Steps, "last_model_checkpoint": r.Last, "train_loss": r.Loss, "train_runtime": r.Seconds,
-		"train_tokens_per_second": r.TokensPerSecond, "train_tokens": r.Tokens, "train_label_tokens": r.Labels}
+		"train_tokens_per_second": r.TokensPerSecond, "train_tokens": r.Tokens, "train_label_tokens": r.Labels, "train_step_seconds": r.StepSeconds}
 	if r.Best != "" {
 		last["best_model_checkpoint"], last["best_metric"] = r.Best, r.BestMetric
 	}
@@ -129,6 +130,8 @@ func (l *loop) record(r Record) error {
 	t := &timing{Of: fmt.Sprintf("%d/%d", l.at.Step, l.total), Elapsed: clock(elapsed), Memory: float64(l.Model.Plan.Bytes) / (1 << 30)}
 	if r.timing != nil {
 		t.EvalSeconds, t.EvalPerSecond = r.timing.EvalSeconds, r.timing.EvalPerSecond
+	} else if n := len(l.seconds); n > 0 {
+		t.StepSeconds = l.seconds[n-1]
 	}
 	if done > 0 {
 		t.SecondsPerStep = elapsed.Seconds() / float64(done)

@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"github.com/montanaflynn/stats"
+
 	"qlora/internal/tfevents"
 	"qlora/model/data"
 )
@@ -34,6 +36,7 @@ type Result struct {
 	Tokens, Labels  int
 	Seconds         float64
 	TokensPerSecond float64
+	StepSeconds     float64 // median of the steps, without the first three in a run of more
 }
 
 // position is where a run stands: all that a checkpoint keeps beside adapter and moments.
@@ -67,6 +70,7 @@ type loop struct {
 	started    time.Time
 	from       int // step it started from
 	fromTokens int
+	seconds    []float64 // of each step since then
 	log        *logFile
 	events     *tfevents.Writer // nil without TensorBoard
 }
@@ -154,7 +158,8 @@ func (l *loop) run(ctx context.Context) (Result, error) {
 		l.at.Steps++
 		l.at.Loss, l.at.Norm = sum.mean(), norm
 		l.at.Losses += l.at.Loss
-		l.report(sum, time.Since(begun).Seconds())
+		l.seconds = append(l.seconds, time.Since(begun).Seconds())
+		l.report(sum, l.seconds[len(l.seconds)-1])
 		if err := l.due(ctx); err != nil {
 			return Result{}, l.stopped(ctx, err)
 		}
@@ -243,10 +248,25 @@ func (l *loop) report(sum tally, seconds float64) {
 func (l *loop) result() (Result, error) {
 	seconds := time.Since(l.started).Seconds()
 	r := Result{Steps: l.at.Step, Loss: l.at.Loss, BestMetric: l.at.Metric, Tokens: l.at.Total.Tokens, Labels: l.at.Total.Labels, Seconds: seconds,
-		TokensPerSecond: float64(l.at.Total.Tokens-l.fromTokens) / seconds}
+		TokensPerSecond: float64(l.at.Total.Tokens-l.fromTokens) / seconds, StepSeconds: typical(l.seconds)}
 	if l.Options.SaveStrategy != Never {
 		r.Last = l.checkpointDir(l.at.Step)
 	}
 	r.Best = l.best()
 	return r, l.log.finish(r)
+}
+
+// warmup is how many steps of a run are slower than the rest: memory is touched and kernels are loaded for the first time.
+const warmup = 3
+
+// typical is the median of the steps after the warm-up, of all where there are no more, and 0 of none.
+func typical(seconds []float64) float64 {
+	if len(seconds) > warmup {
+		seconds = seconds[warmup:]
+	}
+	median, err := stats.Median(seconds)
+	if err != nil { // none: a run resumed at its end
+		return 0
+	}
+	return median
 }
