@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strings"
 
 	"qlora/model/memory"
 	"qlora/model/ops"
@@ -71,6 +72,9 @@ func (l *layout) norm(m *Model, dst *ops.Tensor, name string) {
 
 // load streams every weight to its place.
 func (m *Model) load(src *weights.Model, l *layout) error {
+	if err := refuseUnknown(src, l, m.Config); err != nil {
+		return err
+	}
 	var done, total int64
 	for _, w := range l.weights {
 		total += w.mem.Bytes()
@@ -96,6 +100,28 @@ func (m *Model) load(src *weights.Model, l *layout) error {
 		}
 	}
 	return m.loadRope()
+}
+
+// refuseUnknown refuses a weight or bias that the config has no place for: the model that the file is of
+// computes something else. The head of a model that ties it is one that some files have for nothing.
+func refuseUnknown(src *weights.Model, l *layout, c weights.Config) error {
+	known := map[string]bool{"lm_head.weight": c.TieWordEmbeddings}
+	for _, w := range l.weights {
+		for _, name := range w.names {
+			known[name+".weight"] = true
+			known[name+".bias"] = w.spec.Bias
+		}
+	}
+	for _, n := range l.norms {
+		known[n.name+".weight"] = true
+	}
+	for _, name := range src.Names() {
+		if parameter := strings.HasSuffix(name, ".weight") || strings.HasSuffix(name, ".bias"); parameter && !known[name] {
+			return fmt.Errorf("the model holds %s, which has no place in a %s of %d layers: its config.json is of another model",
+				name, c.ModelType, c.NumHiddenLayers)
+		}
+	}
+	return nil
 }
 
 func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
