@@ -21,6 +21,8 @@ type savedArgs struct {
 	Model    string  `json:"model"`
 	Template string  `json:"template"`
 	System   *string `json:"system"` // null: the template's own
+
+	RandomWeights bool `json:"random_weights"`
 }
 
 // argsJSON is args.json: every flag of the run by name with its value, as ms-swift writes it.
@@ -66,6 +68,8 @@ func (f *modelFlags) restore(e *env) error {
 		return nil
 	case err != nil:
 		return err
+	case saved.RandomWeights && f.Model == "":
+		return usageError{fmt.Errorf("--adapters %s was trained on random weights (%s), to measure by: it knows nothing, and fits no model", dir, saved.Model)}
 	}
 	if f.Model == "" {
 		f.Model = saved.Model
