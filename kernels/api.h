@@ -108,7 +108,7 @@ qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, qk_ptr w, in
 
 /* y (M,N) = x (M,K) * W' + bias + u (M,Rt) * pack_b' + residual. W bf16 (N,K); bias float32 (N), u, l,
  * residual (M,N) optional; residual may be y. kind 1 (QKV) with cos, sin float32 (P,D/2): rope on q and k, last.
- * Limits: K % 8 == 0, Rt <= 192. */
+ * Limits: K % 8 == 0, N % 8 == 0, Rt <= 192; for rope D a power of two from 16 on. */
 qk_status qk_linear_fwd(qk_ptr y, qk_ptr x, qk_ptr w, qk_ptr bias, qk_ptr u, const qk_lora *l, qk_ptr residual,
                         qk_ptr cos, qk_ptr sin, qk_heads h, const qk_batch *b, int32_t M, int32_t N, int32_t K,
                         qk_stream s, int32_t variant);
