@@ -134,7 +134,7 @@ QK_DEVICE void decode_merge(const decode_problem &p, decode_state<D> &s, float (
 
 /* Block (split, group of at most 16 query heads of a kv head, token). */
 template <int D>
-__global__ void __launch_bounds__(decode_warps * 32) decode_attention_kernel(const decode_problem p) {
+__global__ void __launch_bounds__(decode_warps * 32, 3) decode_attention_kernel(const decode_problem p) {
   __shared__ float o[decode_warps][decode_heads][D + 4], ml[decode_warps][decode_heads][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4;
   const int64_t t = blockIdx.z;

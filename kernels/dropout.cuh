@@ -41,6 +41,5 @@ QK_DEVICE uint4 dropout_mask(uint2 key, uint32_t group, dropout_token t, uint32_
 }
 QK_DEVICE uint4 masked(const uint4 &v, const uint4 &m) { return make_uint4(v.x & m.x, v.y & m.y, v.z & m.z, v.w & m.w); }
 
-/* What a kept value is multiplied by. Kernels multiply the sum by it instead, which for a power of two is the same and
-else saves a rounding. */
+/* What a kept value is multiplied by: kernels multiply the sum of kept values instead. */
 __host__ __device__ inline float dropout_scale(uint32_t threshold) { return 65536.f / (float)(65536 - threshold); }

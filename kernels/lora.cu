@@ -5,7 +5,7 @@ Math    pack_a = A, pack_b = B, pack_bt = B', rounded, in the weight's row order
 Shapes  x, dx (T,in), dy (T,out), u, du (T,Rt) bf16; a (R,in), b (rows,R) f32        Limits  lora_check
 Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
         the tokens beside it. Up to few_tokens tokens take another kernel, which sums in another order.
-Bound   memory: x or dy once (down, up), dx twice (back)
+Bound   memory: x once a module (down), dy once (up), dx read and written (back)
 Form    Blocks of 16 tokens by the whole row, so that A is read T/16 times from L2 and not T times; mma.sync on fragments
         loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card.
 Oracle  model/cpu/lora.go */
@@ -76,7 +76,7 @@ constexpr int down_warps = 16;
 template <down_side Side>
 __global__ void __launch_bounds__(down_warps * 32, 1)
     lora_down_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
-  __shared__ float shared[down_warps * 256];
+  __shared__ __align__(16) float shared[down_warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, m = blockIdx.y;
   const int t0 = first + lane / 4, t1 = t0 + 8;
   const down_operand<Side> operand(l, m);
@@ -162,7 +162,7 @@ constexpr int back_warps = 8, back_chunks = 4;  // chunks of 64 columns a warp
 
 __global__ void __launch_bounds__(back_warps * 32)
     lora_back_kernel(bf16 *dx, const bf16 *du, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
-  __shared__ back_tile tile;
+  __shared__ __align__(16) back_tile tile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, q = lane % 4;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   const uint2 key = batch.key();

@@ -81,7 +81,7 @@ template <grad_source Source> QK_DEVICE uint4 grad_wide(const grad_job &job, con
 
 /* Block (strips of a group, block of tokens). */
 template <grad_source Source>
-__global__ void __launch_bounds__(grad_warps * 32)
+__global__ void __launch_bounds__(grad_warps * 32, 4)
     lora_grad_kernel(const __grid_constant__ grad_problem p, int first_block) {
   __shared__ uint4 low[grad_tiles][grad_block];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;

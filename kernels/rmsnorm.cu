@@ -128,7 +128,7 @@ QK_DEVICE void norm_low(const norm_forward &p, const norm_tile &tile, const qk_l
 template <class W>
 __global__ void __launch_bounds__(forward_threads, 1)
     rmsnorm_fwd_kernel(const __grid_constant__ norm_forward p, const __grid_constant__ qk_lora l) {
-  __shared__ float sums[forward_warps][lora_tokens], tiles[forward_warps * 256];
+  __shared__ __align__(16) float sums[forward_warps][lora_tokens], tiles[forward_warps * 256];
   extern __shared__ __align__(16) uint8_t memory[];
   const norm_tile tile(p, memory);
   const W *w = (const W *)p.w;
@@ -212,8 +212,8 @@ struct norm_part {
 template <class W>
 __global__ void __launch_bounds__(backward_warps * 32, 1)
     rmsnorm_bwd_kernel(const norm_backward p, const __grid_constant__ qk_lora in, const __grid_constant__ qk_lora out) {
-  __shared__ back_tile tile;
-  __shared__ float sums[backward_warps][lora_tokens], tiles[backward_warps * 256];
+  __shared__ __align__(16) back_tile tile;
+  __shared__ __align__(16) float sums[backward_warps][lora_tokens], tiles[backward_warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   const W *w = (const W *)p.w;

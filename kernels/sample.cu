@@ -6,7 +6,7 @@ Math    limit; repetition penalty (Keskar et al., CTRL, 2019); temperature; top-
 Shapes  logits (n,V) f32, next (n) int32                                                          Limits  V < 2^31
 Numeric logits f32, probabilities float64, sums in a fixed tree: a draw differs from the CPU's where the uniform number is
         within float64 rounding of a border
-Bound   latency of one block a row; passes over the row from L2: 2 greedy, 8 with top-k, 40 more of what top-k left with top-p
+Bound   latency of one block a row; walks over the row in L2: 2 greedy, 8 with top-k, and 36 more with top-p over what is left
 Form    The row is copied to scratch memory through limit, penalty and temperature. The k-th largest is found by 8 bits of its
         ordered key at a time (integer histogram), what survives is packed together in order of ids, and from then on only
         that is walked: the border of top-p by bisection of the key, the draw by a scan.
@@ -262,7 +262,6 @@ __global__ void __launch_bounds__(sample_threads, 1) sample_kernel(const __grid_
   }
   const float top = r.logit[best];
   const uint32_t border = p.top_k ? sample_kth(r.logit, p.V, p.top_k, s) : 0;
-  __syncthreads();  // all have read top
   int n = sample_pack(r, p.V, border, 0, true, s);
   if (p.top_p) n = sample_top_p(r, n, top, p.rest, s);
   const uint4 w = philox(make_uint4(p.step, __ldg(p.sequence + row), 0, 0x53414d50u), make_uint2(p.seed, 0));

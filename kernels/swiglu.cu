@@ -27,7 +27,7 @@ struct swiglu_forward {
 
 __global__ void __launch_bounds__(swiglu_warps * 32, 1)
     swiglu_fwd_kernel(const __grid_constant__ swiglu_forward p, const __grid_constant__ qk_lora l) {
-  __shared__ float tiles[swiglu_warps * 256];
+  __shared__ __align__(16) float tiles[swiglu_warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   const qk_module &mod = l.m[0];
@@ -108,8 +108,8 @@ struct swiglu_backward {
 __global__ void __launch_bounds__(swiglu_back_warps * 32, 1)
     swiglu_bwd_kernel(const __grid_constant__ swiglu_backward p, const __grid_constant__ qk_lora down,
                       const __grid_constant__ qk_lora gu) {
-  __shared__ back_tile tile;
-  __shared__ float tiles[swiglu_back_warps * 256];
+  __shared__ __align__(16) back_tile tile;
+  __shared__ __align__(16) float tiles[swiglu_back_warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   uint2 key = {};

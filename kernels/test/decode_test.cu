@@ -189,6 +189,7 @@ int main(int argc, char **argv) {
     sampling("top-k 1", 16, 1000, {1, 0, 0, 1}, coarse);
     sampling("top-p", 64, 1000, {1.3, .8}, coarse);
     sampling("top-p small", 16, 5000, {1.3, .001}, coarse);
+    sampling("top-p least", 16, 500, {1, 1e-9}, coarse);
     sampling("all", 64, 1000, {.9, .9, 1.1, 50, 990}, coarse);
     sampling("all", 3, 152064, {.8, .95, 1.05, 0, 151665}, coarse);
   }

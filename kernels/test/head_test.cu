@@ -1,6 +1,8 @@
-/* The head on a card: loss and its gradient, logits, divergence, against float64. Usage: head_test [results.json]; with a
-file also times them at the 7B shape. Exit 1 on any failure. */
+/* The head and the products of a few tokens, on a card: loss and its gradient, logits, divergence, against float64. Usage:
+head_test [results.json]; with a file also times them at the 7B shape. Exit 1 on any failure. */
 #include "reference.h"
+
+#include "../matvec.cuh"
 
 /* Logits of the label rows. */
 static values logits_of(const host_batch &b, const values &x, const values &w, int C, int V) {
@@ -93,6 +95,37 @@ static void divergence(int T, int N, int C, int V, double noise, int room) {
   t.within("kl", kl, want, 1e-5);
 }
 
+/* A product of M tokens with all that may be added to it; rope on the columns of two heads of 8. */
+static void matvec(int M, int N, int K, int R, bool bias, bool residual, bool rope) {
+  trial t("matvec M" + std::to_string(M) + " N" + std::to_string(N) + " K" + std::to_string(K) + " R" + std::to_string(R) + (rope ? " rope" : ""));
+  const int D = 8, positions = 9;
+  values at(M), want((size_t)M * N);
+  for (int i = 0; i < M; i++) at[i] = hash(i) % positions;
+  const tensor &x = t.in(BF16, normals((size_t)M * K, 1, 1)), &w = t.in(BF16, normals((size_t)N * K, 1 / sqrt(K), 2)), &u = t.in(BF16, normals((size_t)M * R, 1, 3));
+  const tensor &l = t.in(BF16, normals((size_t)N * R, .3, 4)), &b = t.in(F32, normals(N, 1, 5)), &y = t.update(BF16, normals((size_t)M * N, 1, 6));
+  const tensor &cos = t.in(F32, normals(positions * D / 2, 1, 7)), &sin = t.in(F32, normals(positions * D / 2, 1, 8)), &pos = t.in(I32, at);
+  linear_problem p = {};
+  p.name = "matvec", p.c = (bf16 *)(qk_ptr)y, p.a = (const bf16 *)(qk_ptr)x, p.b = (const bf16 *)(qk_ptr)w;
+  p.bias = bias ? (const float *)(qk_ptr)b : nullptr, p.residual = residual ? (const bf16 *)(qk_ptr)y : nullptr;
+  p.u = (const bf16 *)(qk_ptr)u, p.lora_b = (const bf16 *)(qk_ptr)l, p.M = M, p.N = N, p.K = K, p.R = R;
+  p.rope = {(const float *)(qk_ptr)cos, (const float *)(qk_ptr)sin, (const int32_t *)(qk_ptr)pos, D}, p.rope_columns = rope ? 2 * D : 0;
+  if (!t.run([&] { return matvec_linear(p, 0); })) return;
+  for (int m = 0; m < M; m++) {
+    for (int n = 0; n < N; n++) {
+      double sum = (bias ? b.v[n] : 0) + (residual ? y.v[(size_t)m * N + n] : 0);
+      for (int k = 0; k < K; k++) sum += x.v[(size_t)m * K + k] * w.v[(size_t)n * K + k];
+      for (int r = 0; r < R; r++) sum += u.v[(size_t)m * R + r] * l.v[(size_t)n * R + r];
+      want[(size_t)m * N + n] = sum;
+    }
+    for (int n = 0; rope && n < 2 * D; n += 2) {
+      const size_t angle = (size_t)at[m] * (D / 2) + n % D / 2, e = (size_t)m * N + n;
+      const double even = want[e], odd = want[e + 1];
+      want[e] = even * cos.v[angle] - odd * sin.v[angle], want[e + 1] = odd * cos.v[angle] + even * sin.v[angle];
+    }
+  }
+  t.close("y", y, want);
+}
+
 static void speed(const char *path) {
   FILE *json = fopen(path, "w");
   if (!json) printf("cannot write %s\n", path), exit(1);
@@ -107,6 +140,14 @@ static void speed(const char *path) {
     const std::string shape = "N " + std::to_string(N);
     report(json, "head_loss", shape.c_str(), 2 * weight + 6. * N * V7, [&](int) { return qk_head_loss(dxn, nll, hit, xn, head, &b, C7, V7, work, bytes, 0, 0); });
     report(json, "head_loss_eval", shape.c_str(), weight, [&](int) { return qk_head_loss(0, nll, hit, xn, head, &b, C7, V7, work, bytes, 0, 0); });
+  }
+  for (int M : {1, 8}) {
+    const rotating w(memory, (size_t)C7 * C7);
+    linear_problem p = {};
+    p.name = "matvec", p.c = (bf16 *)out, p.a = (const bf16 *)xn, p.M = M, p.N = p.K = C7;
+    report(json, "matvec 3584x3584", ("M " + std::to_string(M)).c_str(), 2. * C7 * C7, [&](int i) { return p.b = (const bf16 *)w(i), matvec_linear(p, 0); });
+    p.b = (const bf16 *)head, p.N = 2 * F7;
+    report(json, "matvec 37888x3584", ("M " + std::to_string(M)).c_str(), 4. * F7 * C7, [&](int) { return matvec_linear(p, 0); });
   }
   for (int N : {1, 8}) {
     const qk_batch b = device_batch(memory, N);
@@ -126,6 +167,7 @@ int main(int argc, char **argv) {
   hits();
   logits(1, 1, 8, 5), logits(9, 3, 40, 301), logits(9, 8, 520, 1000), logits(9, 9, 520, 1001), logits(200, 150, 72, 300);
   divergence(9, 5, 64, 300, .3, 5), divergence(200, 140, 104, 1001, .01, 60), divergence(4, 4, 64, 300, 3, 4), divergence(4, 4, 64, 300, 0, 4);
+  matvec(1, 8, 8, 0, false, false, false), matvec(3, 40, 104, 5, true, true, true), matvec(8, 1000, 520, 24, true, true, false), matvec(7, 24, 3584, 8, false, true, true);
   if (argc > 1) speed(argv[1]);
   printf("%d failures\n", failures);
   return failures > 0;

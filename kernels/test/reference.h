@@ -154,8 +154,8 @@ class trial {
   const tensor &add(storage type, const values &v, bool written) {
     tensor t = {type, v, written, image_.size() + guard, 0};
     t.address = (qk_ptr)memory_ + t.at;
-    image_.resize(t.at + (t.bytes() + 255) / 256 * 256, 0xa5);
-    image_.resize(image_.size() + guard, 0xa5);
+    image_.resize(t.at + (t.bytes() + 255) / 256 * 256, 0xff);
+    image_.resize(image_.size() + guard, 0xff);  // NaN: what reads beyond a tensor shows
     if (image_.size() > capacity) printf("trial %s takes more than its region\n", name_.c_str()), exit(1);
     for (size_t i = 0; i < v.size(); i++) {
       float f = (float)(type == BF16 ? round_bf16(v[i]) : v[i]);
