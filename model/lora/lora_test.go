@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"qlora/internal/allocs"
 	"qlora/internal/golden"
 	"qlora/model/ops"
 	"qlora/model/weights"
@@ -388,7 +389,10 @@ func FuzzAdapterConfig(f *testing.F) {
 	f.Add([]byte(`{"peft_type":"LORA","r":64,"lora_alpha":1e-300,"use_rslora":true,"target_modules":"all-linear","lora_dropout":0.999}`))
 	base := weights.Config{NumHiddenLayers: 2, HiddenSize: 8, NumAttentionHeads: 2, NumKeyValueHeads: 1, HeadDim: 4, IntermediateSize: 12}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		c, from, err := parseConfig(text)
+		var c Config
+		var from Base
+		var err error
+		allocs.Bound(t, len(text), func() { c, from, err = parseConfig(text) })
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Fatal("an error without words")

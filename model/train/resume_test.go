@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"qlora/internal/allocs"
 	"qlora/model/lora"
 	"qlora/model/train"
 )
@@ -228,7 +229,9 @@ func FuzzProgress(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		at, err := train.ParseProgress(text)
+		var at any
+		var err error
+		allocs.Bound(t, len(text), func() { at, err = train.ParseProgress(text) })
 		if err != nil {
 			if strings.TrimSpace(err.Error()) == "" {
 				t.Fatal("an error without words")

@@ -26,6 +26,13 @@ func link(t *testing.T, target, path string) {
 	}
 }
 
+func fifo(t *testing.T, path string) {
+	t.Helper()
+	if err := syscall.Mkfifo(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // putMini copies a golden model into dir.
 func putMini(t *testing.T, dir string) {
 	t.Helper()
@@ -70,9 +77,7 @@ func TestOpenRefuses(t *testing.T) {
 		}, "config.json: not a regular file"},
 		{"weights a pipe", func(t *testing.T, dir string) {
 			put(t, dir, "config.json", config)
-			if err := syscall.Mkfifo(filepath.Join(dir, "model.safetensors"), 0o644); err != nil {
-				t.Fatal(err)
-			}
+			fifo(t, filepath.Join(dir, "model.safetensors"))
 		}, "model.safetensors: not a regular file"},
 		{"weights a device", func(t *testing.T, dir string) {
 			put(t, dir, "config.json", config)
@@ -87,6 +92,37 @@ func TestOpenRefuses(t *testing.T) {
 			link(t, "sub/b", filepath.Join(dir, "model.safetensors"))
 			link(t, "../../"+filepath.Base(filepath.Dir(outside))+"/outside.safetensors", filepath.Join(dir, "sub/b"))
 		}, "links out of a model's folder are not followed"},
+		{"link to itself", func(t *testing.T, dir string) {
+			put(t, dir, "config.json", config)
+			link(t, "model.safetensors", filepath.Join(dir, "model.safetensors"))
+		}, "model.safetensors: too many levels of symbolic links"},
+		{"links in a circle", func(t *testing.T, dir string) {
+			link(t, "a", filepath.Join(dir, "config.json"))
+			link(t, "config.json", filepath.Join(dir, "a"))
+		}, "config.json: too many levels of symbolic links"},
+		{"config a pipe", func(t *testing.T, dir string) {
+			put(t, dir, "model.safetensors", "")
+			fifo(t, filepath.Join(dir, "config.json"))
+		}, "config.json: not a regular file"},
+		{"generation config a device", func(t *testing.T, dir string) {
+			putMini(t, dir)
+			link(t, "/dev/zero", filepath.Join(dir, "generation_config.json"))
+		}, "generation_config.json: path escapes from parent (links out"},
+		{"index a pipe", func(t *testing.T, dir string) {
+			put(t, dir, "config.json", config)
+			fifo(t, filepath.Join(dir, indexName))
+		}, indexName + ": not a regular file"},
+		{"shard a pipe", func(t *testing.T, dir string) {
+			index(shard("x.safetensors"))(t, dir)
+			fifo(t, filepath.Join(dir, "x.safetensors"))
+		}, "x.safetensors: not a regular file"},
+		{"shard a link out", func(t *testing.T, dir string) {
+			index(shard("x.safetensors"))(t, dir)
+			link(t, outside, filepath.Join(dir, "x.safetensors"))
+		}, "x.safetensors: path escapes from parent (links out"},
+		{"config over the limit", func(t *testing.T, dir string) {
+			put(t, dir, "config.json", strings.Repeat(" ", maxConfig+1))
+		}, "config.json: more than the limit of 4194304 bytes"},
 		{"broken link", func(t *testing.T, dir string) {
 			put(t, dir, "config.json", config)
 			link(t, "none", filepath.Join(dir, "model.safetensors"))
@@ -226,6 +262,7 @@ func TestOpenHubIDRefuses(t *testing.T) {
 		{"says where", "Qwen/Qwen2.5-mini", func(*testing.T, string) {}, filepath.Join(".cache/modelscope/hub/models/Qwen/Qwen2.5-mini")},
 		{"no id", "no/such/folder", func(*testing.T, string) {}, `model "no/such/folder": no such folder or file`},
 		{"dots", "../..x", func(*testing.T, string) {}, "no such folder or file"},
+		{"GGUF a pipe", "a.gguf", func(t *testing.T, home string) { fifo(t, filepath.Join(home, "a.gguf")) }, "a.gguf: not a regular file"},
 		{"other file", "a.txt", func(t *testing.T, home string) { put(t, home, "a.txt", "") }, "a.txt: neither a folder nor a .gguf file"},
 		{"no ref", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/snapshots/abc/config.json", "{}") }, "the cache has a snapshot but not "},
 		{"ref leads out", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/refs/main", "../../..") }, `refs/main: "../../.." is not a plain file name`},

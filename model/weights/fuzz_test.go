@@ -3,30 +3,12 @@ package weights
 import (
 	"bytes"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"testing"
-)
 
-// Parsing may allocate, garbage counted, allocFactor bytes for each byte of input
-// and allocBase more, whatever the input declares. What comes near is a header of
-// empty names, through encoding/json into a map: 33 bytes a byte.
-const (
-	allocFactor = 40
-	allocBase   = 1 << 20
+	"qlora/internal/allocs"
 )
-
-func boundAllocs(t *testing.T, input int, parse func()) {
-	t.Helper()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	parse()
-	runtime.ReadMemStats(&after)
-	if got := after.TotalAlloc - before.TotalAlloc; got > uint64(allocFactor*input+allocBase) {
-		t.Errorf("%d bytes allocated for %d bytes of input, more than %d for each and %d", got, input, allocFactor, allocBase)
-	}
-}
 
 // The densest headers stay within the bound.
 func TestAllocationBound(t *testing.T) {
@@ -47,18 +29,18 @@ func TestAllocationBound(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := safetensorsBytes(header, 0)
-			boundAllocs(t, len(file), func() {
+			allocs.Bound(t, len(file), func() {
 				_, err := ReadSafetensors(bytes.NewReader(file), int64(len(file)), "x")
 				if name == "many zeros" && err != nil {
 					t.Error(err)
 				}
 			})
-			boundAllocs(t, len(header), func() { _, _ = ParseConfig([]byte(header), "x") })
-			boundAllocs(t, len(header), func() { _, _ = parseIndex([]byte(header), "x") })
+			allocs.Bound(t, len(header), func() { _, _ = ParseConfig([]byte(header), "x") })
+			allocs.Bound(t, len(header), func() { _, _ = parseIndex([]byte(header), "x") })
 		})
 	}
 	index := repeat(20_000, `"%":"a.safetensors"`, ",", `{"weight_map":{`, "}}")
-	boundAllocs(t, len(index), func() {
+	allocs.Bound(t, len(index), func() {
 		if _, err := parseIndex([]byte(index), "x"); err != nil {
 			t.Error(err)
 		}
@@ -67,7 +49,7 @@ func TestAllocationBound(t *testing.T) {
 		"strings": ggufHeader(3, 0, 1).put("k", uint32(ggufArray), uint32(ggufString), uint64(100_000), make([]byte, 800_000)),
 		"bools":   ggufHeader(3, 0, 1).put("k", uint32(ggufArray), uint32(ggufBool), uint64(800_000), make([]byte, 800_000)),
 	} {
-		boundAllocs(t, file.Len(), func() {
+		allocs.Bound(t, file.Len(), func() {
 			if _, err := ReadGGUF(bytes.NewReader(file.Bytes()), int64(file.Len()), name); err != nil {
 				t.Error(err)
 			}
@@ -85,7 +67,7 @@ func FuzzSafetensorsHeader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var file *File
 		var err error
-		boundAllocs(t, len(data), func() { file, err = ReadSafetensors(bytes.NewReader(data), int64(len(data)), "x") })
+		allocs.Bound(t, len(data), func() { file, err = ReadSafetensors(bytes.NewReader(data), int64(len(data)), "x") })
 		if err != nil {
 			return
 		}
@@ -122,7 +104,7 @@ func FuzzGGUF(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var g *GGUF
 		var err error
-		boundAllocs(t, len(data), func() { g, err = ReadGGUF(bytes.NewReader(data), int64(len(data)), "x") })
+		allocs.Bound(t, len(data), func() { g, err = ReadGGUF(bytes.NewReader(data), int64(len(data)), "x") })
 		if err != nil {
 			return
 		}
@@ -155,7 +137,7 @@ func FuzzConfig(f *testing.F) {
 	f.Add([]byte(qwenConfig(`"rope_theta":1000000.0`, `"rope_parameters":{"rope_theta":5e5,"rope_type":"default"}`)))
 	f.Add([]byte(`{"do_sample":true,"temperature":0.7,"top_p":0.8,"top_k":20,"eos_token_id":[1,2]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		boundAllocs(t, len(data), func() {
+		allocs.Bound(t, len(data), func() {
 			c, err := ParseConfig(data, "x")
 			if err == nil && (c.HiddenSize < 1 || c.NumAttentionHeads%c.NumKeyValueHeads != 0 || c.HeadDim < 2 || !(c.RopeTheta > 0)) {
 				t.Errorf("accepted: %+v", c)
@@ -172,7 +154,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add([]byte(`{"metadata":{"total_size":8},"weight_map":{"a":"model-00001-of-00002.safetensors","b":"../x"}}`))
 	f.Add(readFile(f, filepath.Join(goldenDir(f, "models/mini_untied_sharded"), indexName)))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		boundAllocs(t, len(data), func() {
+		allocs.Bound(t, len(data), func() {
 			index, err := parseIndex(data, "x")
 			for _, shard := range index.WeightMap {
 				if err == nil && (shard != filepath.Base(shard) || shard == ".." || shard == "") {
