@@ -14,6 +14,7 @@ import (
 	"qlora/internal/strictjson"
 	"qlora/model/lora"
 	"qlora/model/train"
+	"qlora/model/weights"
 )
 
 // savedArgs are the fields of args.json that another verb takes up.
@@ -105,14 +106,18 @@ const maxArgs = 16 << 20
 
 // readArgs reads the args.json of an adapter's folder.
 func readArgs(dir string) (savedArgs, error) {
-	path := filepath.Join(dir, train.ArgsName)
-	text, err := os.ReadFile(path)
+	folder, err := weights.OpenFolder(dir)
+	if err != nil {
+		return savedArgs{}, err
+	}
+	defer folder.Close()
+	text, err := folder.ReadFile(train.ArgsName, maxArgs)
 	if err != nil {
 		return savedArgs{}, err
 	}
 	var saved savedArgs
 	if err := strictjson.Unmarshal(text, maxArgs, &saved); err != nil {
-		return savedArgs{}, fmt.Errorf("%s: %w", path, err)
+		return savedArgs{}, fmt.Errorf("%s: %w", folder.Path(train.ArgsName), err)
 	}
 	return saved, nil
 }

@@ -310,6 +310,25 @@ func TestSignalDuringEvaluation(t *testing.T) {
 	t.Logf("%v from the signal to the end", took)
 }
 
+// TestSignalWhilePreparing sends SIGTERM into the reading of a large dataset: there is nothing to save.
+func TestSignalWhilePreparing(t *testing.T) {
+	model, work := miniModel(t), t.TempDir()
+	write(t, filepath.Join(work, "train.jsonl"), strings.Repeat(trainingData, 200_000))
+	cmd, stderr := begin(t, work, []string{"sft", "--model", model, "--dataset", "train.jsonl", "--output_dir", "out"})
+	time.Sleep(200 * time.Millisecond)
+	sent := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	status, took := wait(t, cmd), time.Since(sent)
+	if status.ExitStatus() != exitInterrupted || !strings.Contains(stderr.String(), "before the first step: nothing to save") || took > time.Second {
+		t.Errorf("%v after %v\n%s", status, took, stderr)
+	}
+	if exists(filepath.Join(work, "out")) {
+		t.Error("the run's folder was made")
+	}
+}
+
 // TestSecondSignal sends a signal, and more of them at once: the program ends by the second, and the last
 // checkpoint is whole.
 func TestSecondSignal(t *testing.T) {

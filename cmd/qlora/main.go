@@ -22,6 +22,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"qlora/model/train"
 )
 
 // commands are the verbs, as kong reads them.
@@ -50,14 +52,29 @@ type env struct {
 	out, err io.Writer
 	flags    []*kong.Flag // of the verb, with their values
 	config   string       // path of the configuration file; "" without one
+	exit     func(code int)
 }
 
 func (e *env) logf(format string, args ...any) { fmt.Fprintf(e.err, format+"\n", args...) }
 
+// preparing makes the first signal end the program at once, until done is called: reading a model and a
+// dataset may take minutes, and there is nothing to save.
+func (e *env) preparing() (done func()) {
+	stop := context.AfterFunc(e.ctx, func() {
+		e.logf("qlora: %v", &train.Interrupted{Cause: context.Cause(e.ctx)})
+		e.exit(exitInterrupted)
+	})
+	return func() {
+		if !stop() {
+			select {} // the program is ending
+		}
+	}
+}
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGUSR1)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
-	os.Exit(run(os.Args[1:], &env{ctx: ctx, in: os.Stdin, out: os.Stdout, err: os.Stderr}))
+	os.Exit(run(os.Args[1:], &env{ctx: ctx, in: os.Stdin, out: os.Stdout, err: os.Stderr, exit: os.Exit}))
 }
 
 // run is the program: it returns the exit status.

@@ -93,6 +93,7 @@ func (sftCmd) Help() string {
 }
 
 func (c *sftCmd) Run(e *env) error {
+	prepared := e.preparing()
 	if err := c.restore(e); err != nil {
 		return err
 	}
@@ -130,6 +131,7 @@ func (c *sftCmd) Run(e *env) error {
 	if err := keepConfig(e, run.Dir); err != nil {
 		return err
 	}
+	prepared()
 	shown := newProgress(e)
 	run.TensorBoard = !slices.Contains(c.ReportTo, "none")
 	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
