@@ -288,6 +288,28 @@ func TestKernels(t *testing.T) {
 	}
 }
 
+// TestDocsNameTests holds that every test a page names exists.
+func TestDocsNameTests(t *testing.T) {
+	name, declared := regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w*`), regexp.MustCompile(`(?m)^func ((Test|Fuzz)\w+)\(`)
+	exists := map[string]bool{}
+	eachFile(t, ".", ".go", func(_ string, text []byte) {
+		for _, m := range declared.FindAllSubmatch(text, -1) {
+			exists[string(m[1])] = true
+		}
+	})
+	named := 0
+	eachFile(t, "docs", ".md", func(path string, text []byte) {
+		for _, m := range name.FindAllString(string(text), -1) {
+			if named++; !exists[m] {
+				t.Errorf("%s names %s, which is no test", path, m)
+			}
+		}
+	})
+	if named == 0 {
+		t.Error("no page names a test")
+	}
+}
+
 // eachFile visits the files below dir with a name ending in ext, by their path from the root, and
 // leaves out what is not ours to check: hidden folders, build outputs, test data.
 func eachFile(t *testing.T, dir, ext string, visit func(path string, text []byte)) {
