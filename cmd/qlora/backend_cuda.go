@@ -46,7 +46,7 @@ func (b onCard) Close() error {
 func printProfile(e *env, p cuda.Profile) error {
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.3f", d.Seconds()*1e3) }
 	share := func(d time.Duration) string { return fmt.Sprintf("%.1f", 100*d.Seconds()/p.Span.Seconds()) }
-	t := newTable(&env{out: e.err}, "op", "shapes", "calls", "ms", "%", "us a call", "TFLOP/s")
+	t := newTable(&env{out: e.err}, "op", "shapes", "calls", "ms a step", "%", "us a call", "TFLOP/s")
 	idle := p.Span
 	for _, o := range p.Ops {
 		idle -= o.Time

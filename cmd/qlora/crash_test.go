@@ -156,7 +156,7 @@ func untimedLog(t *testing.T, dir string) []string {
 			t.Fatalf("%s: %v", line, err)
 		}
 		maps.DeleteFunc(fields, func(key string, _ any) bool {
-			return strings.Contains(key, "time") || strings.Contains(key, "speed") || strings.HasSuffix(key, "_per_second")
+			return strings.Contains(key, "time") || strings.Contains(key, "speed") || strings.HasSuffix(key, "_per_second") || strings.HasSuffix(key, "_seconds")
 		})
 		text, err := json.Marshal(fields)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"qlora/model/data"
 	"qlora/model/eval"
@@ -13,6 +14,7 @@ import (
 // evalCmd is `qlora eval`.
 type evalCmd struct {
 	modelFlags
+	randomFlags
 	deviceFlags
 	Dataset []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Rows with answers: datasets, as qlora data --help describes them."`
 	rowFlags
@@ -33,8 +35,8 @@ Examples
 
 // evalResult is the object that --json prints.
 type evalResult struct {
-	IdentityAccuracy float64         `json:"identity_accuracy"`
-	NLL              float64         `json:"nll"` // nats a label token
+	IdentityAccuracy *float64        `json:"identity_accuracy,omitempty"` // nil of random tokens
+	NLL              float64         `json:"nll"`                         // nats a label token
 	Perplexity       float64         `json:"perplexity"`
 	LabelTokens      int             `json:"label_tokens"`
 	Answers          []eval.Answered `json:"answers,omitempty"`
@@ -50,22 +52,14 @@ func (c *evalCmd) Run(e *env) error {
 	case c.MaxBatchSize < 1 || c.MaxNewTokens < 1:
 		return usageError{errors.New("--max_batch_size and --max_new_tokens must be at least 1")}
 	}
-	b, err := c.open()
+	b, err := c.openBase(&c.modelFlags, c.Dataset...)
 	if err != nil {
 		return err
 	}
 	defer b.Close()
-	samples, err := c.rowFlags.load(e, b, "dataset", c.Dataset)
+	samples, questions, err := c.read(e, b)
 	if err != nil {
 		return err
-	}
-	opt, err := c.columnFlags.reading()
-	if err != nil {
-		return err
-	}
-	questions, _, err := readQuestions(c.Dataset, 0, opt, b.chat) // load has reported the rows left out
-	if err != nil {
-		return fmt.Errorf("--dataset: %w", err)
 	}
 	longest := 0
 	for _, s := range samples {
@@ -83,6 +77,29 @@ func (c *evalCmd) Run(e *env) error {
 	return c.print(e, result)
 }
 
+// read finds the samples to measure and the questions to ask; of random tokens there are no questions.
+func (c *evalCmd) read(e *env, b *base) (data.Samples, []question, error) {
+	opt, err := c.rowFlags.options(b)
+	if err != nil {
+		return nil, nil, err
+	}
+	if random, ok, err := randomSamples(c.Dataset, b, opt, randomSeed); ok {
+		return random, nil, err
+	}
+	samples, err := c.rowFlags.load(e, b, "dataset", c.Dataset)
+	if err != nil {
+		return nil, nil, err
+	}
+	if opt, err = c.columnFlags.reading(); err != nil {
+		return nil, nil, err
+	}
+	questions, _, err := readQuestions(c.Dataset, 0, opt, b.chat) // load has reported the rows left out
+	if err != nil {
+		return nil, nil, fmt.Errorf("--dataset: %w", err)
+	}
+	return samples, questions, nil
+}
+
 // context is the room that the longest question and its answer need, as far as the model has it.
 func (c *evalCmd) context(b *base, questions []question) int {
 	n := 0
@@ -98,6 +115,9 @@ func (c *evalCmd) measure(ctx context.Context, g *engine, samples []data.Sample,
 		return evalResult{}, err
 	}
 	result := evalResult{NLL: loss.NLL, Perplexity: loss.Perplexity, LabelTokens: loss.LabelTokens}
+	if slices.ContainsFunc(c.Dataset, isRandom) {
+		return result, nil
+	}
 	var asked []eval.Question
 	for _, q := range questions {
 		if q.want != nil {
@@ -109,7 +129,8 @@ func (c *evalCmd) measure(ctx context.Context, g *engine, samples []data.Sample,
 	}
 	greedy := infer.Options{MaxNewTokens: c.MaxNewTokens, StopIDs: g.chat.StopIDs(), VocabLimit: g.tok.VocabSize()}
 	result.Answers, err = eval.Answer(ctx, g.generator, g.sequences, asked, greedy, g.tok.DecodeSkipSpecial)
-	result.IdentityAccuracy = eval.Accuracy(result.Answers)
+	accuracy := eval.Accuracy(result.Answers)
+	result.IdentityAccuracy = &accuracy
 	return result, err
 }
 
@@ -129,7 +150,9 @@ func (c *evalCmd) print(e *env, r evalResult) error {
 			fmt.Fprintf(e.out, "? %s\n  wanted %s\n%s given  %s\n", a.Question, a.Want, mark, a.Got)
 		}
 	}
-	_, err := fmt.Fprintf(e.out, "identity_accuracy %.4f of %d questions\nnll %.6f\nperplexity %.4f\nlabel_tokens %d\n",
-		r.IdentityAccuracy, len(r.Answers), r.NLL, r.Perplexity, r.LabelTokens)
+	if r.IdentityAccuracy != nil {
+		fmt.Fprintf(e.out, "identity_accuracy %.4f of %d questions\n", *r.IdentityAccuracy, len(r.Answers))
+	}
+	_, err := fmt.Fprintf(e.out, "nll %.6f\nperplexity %.4f\nlabel_tokens %d\n", r.NLL, r.Perplexity, r.LabelTokens)
 	return err
 }

@@ -21,6 +21,10 @@ func TestRandomTokens(t *testing.T) {
 	if !strings.Contains(o.stdout, "2 steps, ") || !strings.Contains(o.stdout, "240 tokens (234 trained on)") {
 		t.Errorf("packed: %s%s", o.stderr, o.stdout)
 	}
+	o = ok(t, work, "", "eval", "--model", model, "--dataset", "random:40x6:0.25", "--backend", "cpu", "--max_new_tokens", "8")
+	if !strings.HasPrefix(o.stdout, "nll ") || !strings.Contains(o.stdout, "label_tokens 60") {
+		t.Errorf("eval: %s%s", o.stderr, o.stdout)
+	}
 }
 
 func TestRandomRefused(t *testing.T) {
@@ -31,8 +35,8 @@ func TestRandomRefused(t *testing.T) {
 		args []string
 		want string
 	}{
-		{append(random, "qwen2.5-0.5b", "--dataset", "a.jsonl"), "no tokenizer: say --dataset random:2048x12"},
-		{append(random, "qwen2.5-0.5b", "--dataset", "random:8x8", "--val_dataset", "a.jsonl"), "no --val_dataset"},
+		{append(random, "qwen2.5-0.5b", "--dataset", "a.jsonl"), "no tokenizer to read a.jsonl with"},
+		{append(random, "qwen2.5-0.5b", "--dataset", "random:8x8", "--val_dataset", "a.jsonl"), "no tokenizer to read a.jsonl with"},
 		{append(random, "qwen2.5-8b", "--dataset", "random:8x8"), "choose qwen2.5-0.5b, "},
 		{append(random, model, "--dataset", "random:8x8"), "choose qwen2.5-0.5b, "},
 		{append(random, "qwen2.5-0.5b", "--dataset", "random:40000x1"), "longer than the 32768 tokens"},

@@ -24,7 +24,7 @@ import (
 // sftCmd is `qlora sft`. Names and defaults are ms-swift's.
 type sftCmd struct {
 	modelFlags
-	RandomWeights bool `name:"random_weights" group:"Model" help:"Random weights in the shape that --model names (qwen2.5-0.5b, 1.5b, 3b, 7b, 14b or 32b), made where they are needed: to measure speed and memory without a model's files. Always the same numbers. The data must be random too: --dataset random:2048x12."`
+	randomFlags
 	deviceFlags
 	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition. To measure by, random:2048x12 alone is 12 rows of 2048 random tokens, random:2048x12:0.3 trains on the last 30 % of each."`
 	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Validation data, likewise; of one with a count the first rows."`
@@ -101,7 +101,7 @@ func (c *sftCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	b, err := c.openBase()
+	b, err := c.openBase(&c.modelFlags, slices.Concat(c.Dataset, c.ValDataset)...)
 	if err != nil {
 		return err
 	}
@@ -224,11 +224,17 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
-	if !c.LazyTokenize && c.randomRows() == "" {
+	if !c.LazyTokenize && !slices.ContainsFunc(c.Dataset, isRandom) {
 		c.logReport(e, "dataset", report)
 	}
 	if len(c.ValDataset) == 0 {
 		return samples, validation, done, nil
+	}
+	if random, ok, err := randomSamples(c.ValDataset, b, opt, c.DataSeed+1); err != nil {
+		done()
+		return nil, nil, nil, fmt.Errorf("--val_dataset: %w", err)
+	} else if ok {
+		return samples, random, done, nil
 	}
 	opt.SplitRatio, opt.Shuffle = 1, false
 	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
@@ -242,21 +248,22 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 // source finds the samples of --dataset as the flags want them: read at once or when they are trained on,
 // each by itself or packed.
 func (c *sftCmd) source(b *base, opt data.Options) (data.Source, data.Samples, *data.Report, func(), error) {
-	if c.LazyTokenize && c.randomRows() == "" {
+	if random, ok, err := randomSamples(c.Dataset, b, opt, c.DataSeed); ok {
+		return c.pack(random, nil, &data.Report{}, opt, err)
+	}
+	if c.LazyTokenize {
 		lazy, validation, report, err := data.LoadLazy(c.Dataset, b.chat, opt)
 		if err != nil {
 			return nil, nil, nil, nil, err
 		}
 		return lazy, validation, report, lazy.Close, nil
 	}
-	var samples, validation data.Samples
-	var err error
-	report := &data.Report{}
-	if c.randomRows() != "" {
-		samples, err = c.randomSamples(b, opt)
-	} else {
-		samples, validation, report, err = data.LoadSplit(c.Dataset, b.chat, opt)
-	}
+	samples, validation, report, err := data.LoadSplit(c.Dataset, b.chat, opt)
+	return c.pack(samples, validation, report, opt, err)
+}
+
+// pack is the end of source: samples as they are, or packed.
+func (c *sftCmd) pack(samples, validation data.Samples, report *data.Report, opt data.Options, err error) (data.Source, data.Samples, *data.Report, func(), error) {
 	if err != nil || !c.Packing {
 		return samples, validation, report, func() {}, err
 	}
