@@ -29,10 +29,15 @@ const (
 func (s Size) String() string { return [...]string{"small", "bench", "huge"}[s] }
 
 // Multiple is the largest power of two, up to 16, that divides every width of the case, and HeadSize the
-// size of its heads or 0: what a backend's limits are about.
+// size of its heads or 0: what a backend's limits are about. The vocabulary is a width of HeadLoss, whose
+// gradient is a product over it.
 func (c Case) Multiple() int {
+	widths := []int{c.plan.dims.C, c.plan.dims.F}
+	if c.Op == "HeadLoss" {
+		widths = append(widths, c.plan.dims.V)
+	}
 	n := 16
-	for _, w := range []int{c.plan.dims.C, c.plan.dims.F} {
+	for _, w := range widths {
 		for w%n != 0 {
 			n /= 2
 		}
@@ -70,7 +75,7 @@ var (
 	qwen05B   = modelShape{"0.5B", 896, 4864, ops.Heads{H: 14, Hk: 2, D: 64}, 151936}
 	smolLM    = modelShape{"SmolLM2", 576, 1536, ops.Heads{H: 9, Hk: 3, D: 64}, 49152}
 	tinyOdd   = modelShape{"odd", 13, 19, ops.Heads{H: 3, Hk: 1, D: 6}, 37}
-	tinyEven  = modelShape{"tiny", 48, 80, ops.Heads{H: 4, Hk: 2, D: 16}, 101}
+	tinyEven  = modelShape{"tiny", 48, 80, ops.Heads{H: 4, Hk: 2, D: 16}, 104}
 	allModels = []modelShape{tinyOdd, tinyEven, smolLM, qwen05B, qwen15B, qwen7B}
 )
 
