@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"qlora/internal/golden"
 )
 
 type chatCase struct {
@@ -38,7 +40,7 @@ func (c chatCase) conversation(t *testing.T) Conversation {
 
 func chatCases(t *testing.T) []chatCase {
 	t.Helper()
-	text, err := gunzip(goldenTokenizer("chat.jsonl.gz"))
+	text, err := gunzip(golden.Path(t, "tokenizer", "chat.jsonl.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -45,14 +45,6 @@ func gunzip(path string) ([]byte, error) {
 	return io.ReadAll(z)
 }
 
-// goldenTokenizer is a file of the golden data; QLORA_GOLDEN names another set.
-func goldenTokenizer(name string) string {
-	if dir := os.Getenv("QLORA_GOLDEN"); dir != "" {
-		return filepath.Join(dir, "tokenizer", name)
-	}
-	return filepath.Join("../../testdata/golden/tokenizer", name)
-}
-
 // jsonLines decodes a file of one JSON value a line, which must hold at least least.
 func jsonLines[T any](t *testing.T, text []byte, least int) []T {
 	t.Helper()

@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"qlora/internal/golden"
 )
 
 // sampleOf makes a sample of n tokens that no other sample has, each a label with chance p.
@@ -168,13 +170,10 @@ func TestPackRefuses(t *testing.T) {
 
 // The golden packed rows of the model tests are Pack's, given the samples in their order.
 func TestPackGolden(t *testing.T) {
-	dir := os.Getenv("QLORA_GOLDEN")
-	if dir == "" {
-		dir = "../../testdata/golden"
-	}
-	files, err := filepath.Glob(filepath.Join(dir, "packing", "*", "inputs.json"))
+	pattern := golden.Path(t, "packing", "*", "inputs.json")
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
-		t.Fatal("no golden packed rows in", dir, err)
+		t.Fatal("no golden packed rows:", pattern, err)
 	}
 	for _, file := range files {
 		var golden struct {

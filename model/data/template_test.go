@@ -4,13 +4,15 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"qlora/internal/golden"
 )
 
 // smolLM2 is the chat template of SmolLM2-*-Instruct, as its GGUF file holds it.
 const smolLM2 = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 
 func TestRecognizeTemplate(t *testing.T) {
-	text, err := os.ReadFile(goldenTokenizer("chat_template.jinja"))
+	text, err := os.ReadFile(golden.Path(t, "tokenizer", "chat_template.jinja"))
 	if err != nil {
 		t.Fatal(err)
 	}

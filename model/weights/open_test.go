@@ -6,17 +6,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"qlora/internal/golden"
 )
 
 // goldenDir returns the folder of the golden data called name; QLORA_GOLDEN puts
 // another set of the same layout in place of the repository's.
 func goldenDir(t testing.TB, name string) string {
 	t.Helper()
-	root := os.Getenv("QLORA_GOLDEN")
-	if root == "" {
-		root = filepath.Join("..", "..", "testdata", "golden")
-	}
-	dir := filepath.Join(root, filepath.FromSlash(name))
+	dir := golden.Path(t, filepath.FromSlash(name))
 	if _, err := os.Stat(dir); err != nil {
 		t.Fatal(err)
 	}
