@@ -23,12 +23,23 @@ func (b *Backend) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoR
 	if e.Rope != nil {
 		rope, h = *e.Rope, headsOf(own.spec)
 	}
+	variant := b.variant()
+	if batch.T <= matvecTokens && !own.spec.Back {
+		variant = matvecVariant
+	}
 	m := own.matrix()
 	b.launch("Linear", func() C.qk_status {
 		return C.qk_linear_fwd(at(y), at(x), at(m), at(own.bias()), at(u), b.lora(0, l), at(e.Residual), at(rope.Cos), at(rope.Sin), h,
-			b.batch(batch), C.int32_t(batch.T), C.int32_t(own.spec.Rows()), C.int32_t(own.spec.Cols), b.onStream(), b.variant())
+			b.batch(batch), C.int32_t(batch.T), C.int32_t(own.spec.Rows()), C.int32_t(own.spec.Cols), b.onStream(), variant)
 	}, y, x, m, u)
 }
+
+// A few tokens go through matrix-vector products, which sum in another order. Not in training, where a row must give the
+// same bits alone as beside others.
+const (
+	matvecTokens  = 8
+	matvecVariant = 3
+)
 
 // LinearBack writes dx = dy·W.
 func (b *Backend) LinearBack(dx, dy ops.Tensor, w ops.Weight) {

@@ -54,13 +54,13 @@ func workOf(d ops.Dims) []int64 {
 
 // gradWork is what the gradients of the adapters take: all tokens at once unless that is more than gradBytes.
 func gradWork(d ops.Dims) int64 {
-	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C+3*d.F // columns of x and dy of the adapters of each half of a layer
+	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C // columns of x and dy of the adapters of each half of a layer
 	work := func(T int) int64 {
 		rank := C.int32_t(d.Rank)
 		return int64(max(
 			C.qk_lora_grad_work(C.int32_t(T), C.int64_t(attention), rank),
 			C.qk_lora_grad_work(ops.GradBlock, C.int64_t(attention+feed), rank),
-			C.qk_swiglu_bwd_work(C.int32_t(T), C.int32_t(d.F), rank, rank)))
+			C.qk_swiglu_bwd_work(C.int32_t(T), C.int32_t(d.F), C.int32_t(d.ModuleRank))))
 	}
 	T := d.T
 	for T > ops.GradBlock && work(T) > gradBytes {

@@ -8,7 +8,8 @@
  *     gradients, statistics (rho, lse, nll) and the optimizer float32; ids, positions and segments int32.
  *   - A launcher checks what C alone can know (device, alignment, limits), launches on the stream, and
  *     returns a qk_status; shapes were checked in Go. It never allocates, synchronises, prints or exits.
- *   - variant: 0 chooses by a static table, 1 the sm_80 kernels, 2 the sm_90a kernels.
+ *   - variant: 0 chooses by a static table, 1 the sm_80 kernels, 2 the sm_90a kernels, 3 of qk_linear_fwd the matrix-vector
+ *     products for at most 8 tokens, which sum in another order: for inference alone.
  *   - Every kernel is bitwise repeatable: sums in a fixed order, no float atomics.
  *
  * Letters: T tokens, S segments, C hidden, H query heads, Hk key/value heads, D head size, F feed-forward,
@@ -141,9 +142,9 @@ qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, 
                            qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
                            const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
 
-/* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. Any work_bytes from that of 256
- * tokens on will do: the bits are the same. */
-int64_t qk_swiglu_bwd_work(int32_t T, int32_t F, int32_t rank_down, int32_t rank_gu);
+/* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. rank: the largest R. Any work_bytes
+ * from that of 256 tokens on will do: the bits are the same. */
+int64_t qk_swiglu_bwd_work(int32_t T, int32_t F, int32_t rank);
 qk_status qk_swiglu_bwd(qk_ptr gateup, qk_ptr du_gu, qk_ptr dact, qk_ptr du_down, qk_ptr u_gu, const qk_lora *down,
                         const qk_lora *gu, const qk_batch *b, int32_t F, qk_ptr work, int64_t work_bytes,
                         qk_stream s);

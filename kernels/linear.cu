@@ -3,10 +3,9 @@
 #include "linear_sm90.cuh"
 #include "matvec.cuh"
 
-enum { VARIANT_AUTO, VARIANT_SM80, VARIANT_SM90 };
+enum { VARIANT_AUTO, VARIANT_SM80, VARIANT_SM90, VARIANT_MATVEC };
 
-/* auto: matrix-vector products for a few tokens; else Hopper's kernel on Hopper, but for LoRA ranks that TMA cannot carry
-(rows of 16 bytes). */
+/* auto: Hopper's kernel on Hopper, but for LoRA ranks that TMA cannot carry (rows of 16 bytes). */
 static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t variant) {
   if (p.M < 1 || p.N < 1 || p.K < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: empty product (%d,%d,%d)", p.name, p.M, p.N, p.K);
   if (p.K % 8 || p.N % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: (%d,%d,%d) must be divisible by 8 but for the tokens", p.name, p.M, p.N, p.K);
@@ -20,7 +19,6 @@ static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t v
   const auto s = (cudaStream_t)stream;
   switch (variant) {
     case VARIANT_AUTO:
-      if (p.M <= matvec_max_tokens && !p.b_n_inner) return matvec_linear(p, s);
       return built && device.hopper() && rank_fits ? linear_sm90(p, device, s) : linear_sm80(p, s);
     case VARIANT_SM80: return linear_sm80(p, s);
     case VARIANT_SM90:
@@ -28,6 +26,7 @@ static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t v
       if (!device.hopper()) return qk_fail(QK_NO_VARIANT, "%s: the sm_90a kernels run on capability 9.0; this card has %d.%d", p.name, device.major, device.minor);
       if (!rank_fits) return qk_fail(QK_NO_VARIANT, "%s: the sm_90a kernels take LoRA ranks divisible by 8 together, not %d", p.name, p.R);
       return linear_sm90(p, device, s);
+    case VARIANT_MATVEC: return matvec_linear(p, s);
   }
   return qk_fail(QK_NO_VARIANT, "%s: there is no variant %d", p.name, variant);
 }

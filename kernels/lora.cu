@@ -4,7 +4,7 @@ Math    pack_a = A, pack_b = B, pack_bt = B', rounded, in the weight's row order
         down: u = s * dropout(x) * A';  up: du = s * dy * B;  back: dx += mask * (du * A)
 Shapes  x, dx (T,in), dy (T,out), u, du (T,Rt) bf16; a (R,in), b (rows,R) f32        Limits  lora_check
 Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
-        the tokens beside it. Up to few_tokens tokens take another kernel, which sums in another order.
+        the tokens beside it. Few tokens in inference take another kernel, which sums in another order.
 Bound   memory: x once a module (down), dy once (up), dx read and written (back)
 Form    Blocks of 16 tokens by the whole row, so that A is read T/16 times from L2 and not T times; mma.sync on fragments
         loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card.
@@ -103,28 +103,26 @@ __global__ void __launch_bounds__(down_warps * 32, 1)
                          first, T);
 }
 
-/* Few tokens: block (token, column of u). */
-constexpr int few_tokens = 8, few_threads = 256;
+/* down of few tokens: block (token, column of u). */
+constexpr int few_threads = 256;
 
-template <down_side Side>
 __global__ void __launch_bounds__(few_threads)
     lora_down_few_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch) {
   __shared__ float shared[few_threads / 32];
   const int t = blockIdx.x, column = blockIdx.y;
   int m = 0;
   while (m + 1 < l.n && column >= l.m[m + 1].col) m++;
-  const down_operand<Side> operand(l, m);
-  const bf16 *row = x + (int64_t)t * (Side == DOWN ? l.in : l.out);
-  const bf16 *a = operand.a + (int64_t)(column - l.m[m].col) * operand.K;
+  const qk_module &mod = l.m[m];
+  const bf16 *row = x + (int64_t)t * l.in, *a = (const bf16 *)l.pack_a + (int64_t)column * l.in;
   dropout_token token = {};
   uint2 key = {};
-  if (operand.threshold) key = batch.key(), token = dropout_token_of(batch, t, t + 1);
+  if (mod.threshold) key = batch.key(), token = dropout_token_of(batch, t, t + 1);
 
   float sum = 0;
 #pragma unroll 2
-  for (int c = 8 * threadIdx.x; c < operand.K; c += 8 * few_threads) {
-    uint4 v = load16(row + operand.at(l, m, c));
-    if (operand.threshold) v = masked(v, dropout_mask(key, c / 8, token, l.m[m].stream, operand.threshold));
+  for (int c = 8 * threadIdx.x; c < l.in; c += 8 * few_threads) {
+    uint4 v = load16(row + c);
+    if (mod.threshold) v = masked(v, dropout_mask(key, c / 8, token, mod.stream, mod.threshold));
     float f[8], w[8];
     unpack8(f, v), unpack8(w, load16(a + c));
 #pragma unroll
@@ -135,25 +133,22 @@ __global__ void __launch_bounds__(few_threads)
   __syncthreads();
   if (threadIdx.x) return;
   for (int w = 1; w < few_threads / 32; w++) sum += shared[w];
-  u[(int64_t)t * l.rank + column] = __float2bfloat16(sum * l.m[m].scale * dropout_scale(operand.threshold));
-}
-
-template <down_side Side>
-static qk_status run_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
-  if (const qk_status status = lora_check(name, l)) return status;
-  if (Side == UP && !l->pack_bt) return qk_fail(QK_BAD_ARGUMENT, "%s: du needs pack_bt", name);
-  if (b->T <= few_tokens)
-    lora_down_few_kernel<Side><<<dim3(b->T, l->rank), few_threads, 0, stream>>>(u, x, *l, dropout_batch(b));
-  else
-    lora_down_kernel<Side><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(u, x, *l, dropout_batch(b), b->T);
-  return qk_launched(name, cudaGetLastError());
+  u[(int64_t)t * l.rank + column] = __float2bfloat16(sum * mod.scale * dropout_scale(mod.threshold));
 }
 
 qk_status lora_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
-  return run_down<DOWN>(name, u, x, l, b, stream);
+  if (const qk_status status = lora_check(name, l)) return status;
+  if (lora_few(l, b))
+    lora_down_few_kernel<<<dim3(b->T, l->rank), few_threads, 0, stream>>>(u, x, *l, dropout_batch(b));
+  else
+    lora_down_kernel<DOWN><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(u, x, *l, dropout_batch(b), b->T);
+  return qk_launched(name, cudaGetLastError());
 }
 qk_status lora_up(const char *name, bf16 *du, const bf16 *dy, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
-  return run_down<UP>(name, du, dy, l, b, stream);
+  if (const qk_status status = lora_check(name, l)) return status;
+  if (!l->pack_bt) return qk_fail(QK_BAD_ARGUMENT, "%s: du needs pack_bt", name);
+  lora_down_kernel<UP><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(du, dy, *l, dropout_batch(b), b->T);
+  return qk_launched(name, cudaGetLastError());
 }
 
 /* ---- back. Block (tile of tokens, run of chunks). */

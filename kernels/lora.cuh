@@ -28,6 +28,10 @@ qk_status lora_back(const char *name, bf16 *dx, const bf16 *du, const qk_lora *l
 /* Whether the limits of api.h hold. l may be null. */
 qk_status lora_check(const char *name, const qk_lora *l);
 
+/* Decoding: few tokens take other kernels, which sum in another order. Not in training, where a row must give the same bits
+alone as beside others: there l, which may be null, has its pack_bt. */
+static inline bool lora_few(const qk_lora *l, const qk_batch *b) { return l && !l->pack_bt && b->T <= 8; }
+
 /* Tile rows are launched one a block. */
 static inline unsigned lora_tiles(int T) { return (T + lora_tokens - 1) / lora_tokens; }
 

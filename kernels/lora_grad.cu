@@ -11,7 +11,6 @@ Form    A warp takes a strip of 64 columns by 256 tokens, with mma.sync: rows ar
         the fragments; a second kernel adds them.
 Oracle  model/cpu/lora.go, product.go */
 #include "lora_grad.cuh"
-#include "swiglu.cuh"
 
 constexpr int grad_warps = 4, grad_strip = 64, grad_tiles = 4, grad_max_groups = 64;
 
@@ -71,16 +70,12 @@ QK_DEVICE uint4 grad_low(const grad_job &job, const qk_module &m, int r, int64_t
 }
 
 /* The wide operand at eight places from c of a token. */
-template <grad_source Source> QK_DEVICE uint4 grad_wide(const grad_job &job, const qk_module &m, int c, int64_t t) {
+QK_DEVICE uint4 grad_wide(const grad_job &job, const qk_module &m, int c, int64_t t) {
   const qk_lora &l = job.l;
-  if (Source == SOURCE_PLAIN)
-    return load16(job.wide + (job.side == SIDE_A ? t * l.in + c : t * l.out + part_column(l, m, c)));
-  const bf16 *row = job.wide + t * 2 * l.in;
-  return swiglu8(load16(row + gate_column(c, l.in)), load16(row + up_column(c, l.in)));
+  return load16(job.wide + (job.side == SIDE_A ? t * l.in + c : t * l.out + part_column(l, m, c)));
 }
 
 /* Block (strips of a group, block of tokens). */
-template <grad_source Source>
 __global__ void __launch_bounds__(grad_warps * 32, 4)
     lora_grad_kernel(const __grid_constant__ grad_problem p, int first_block) {
   __shared__ uint4 low[grad_tiles][grad_block];
@@ -110,7 +105,7 @@ __global__ void __launch_bounds__(grad_warps * 32, 4)
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const int t = step + 2 * q + k % 2 + k / 2 * 8;
-      wide[k] = inside && t < tokens ? grad_wide<Source>(job, l.m[group.module], c, first + t) : make_uint4(0, 0, 0, 0);
+      wide[k] = inside && t < tokens ? grad_wide(job, l.m[group.module], c, first + t) : make_uint4(0, 0, 0, 0);
     }
     uint32_t b[grad_tiles][2];
 #pragma unroll
@@ -210,8 +205,17 @@ static qk_status plan_groups(const char *name, grad_problem &p, int job, int mod
   return QK_OK;
 }
 
-qk_status lora_grad(const char *name, grad_source source, const qk_grad_job *jobs, int n, const qk_batch *b, qk_ptr work,
-                    int64_t work_bytes, cudaStream_t stream) {
+extern "C" {
+
+/* Ranks are padded to tiles of 8 a module, columns to strips of 64 a module. */
+int64_t qk_lora_grad_work(int32_t T, int64_t columns, int32_t rank) {
+  const int64_t slack = (int64_t)grad_max_jobs * QK_MAX_MODULES * grad_strip;
+  return ((int64_t)T + grad_block - 1) / grad_block * (columns + slack) * (rank + 7 * QK_MAX_MODULES) * (int64_t)sizeof(float);
+}
+
+qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s) {
+  const char *name = "qk_lora_grad";
+  const auto stream = (cudaStream_t)s;
   if (n < 1 || n > grad_max_jobs) return qk_fail(QK_BAD_ARGUMENT, "%s: %d jobs; 1 to %d", name, n, grad_max_jobs);
   grad_problem p = {0, 0, b->T, 0, nullptr, dropout_batch(b)};
   for (int j = 0; j < n; j++) {
@@ -231,9 +235,8 @@ qk_status lora_grad(const char *name, grad_source source, const qk_grad_job *job
   }
 
   const int blocks = (b->T + grad_block - 1) / grad_block;
-  const auto kernel = source == SOURCE_PLAIN ? lora_grad_kernel<SOURCE_PLAIN> : lora_grad_kernel<SOURCE_ACT>;
   if (blocks == 1) {
-    kernel<<<p.blocks, grad_warps * 32, 0, stream>>>(p, 0);
+    lora_grad_kernel<<<p.blocks, grad_warps * 32, 0, stream>>>(p, 0);
     return qk_launched(name, cudaGetLastError());
   }
   p.work = (float4 *)work;
@@ -241,24 +244,12 @@ qk_status lora_grad(const char *name, grad_source source, const qk_grad_job *job
   if (room < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; at least %lld", name, (long long)work_bytes, (long long)(sizeof(float4) * p.partials));
   for (int first = 0; first < blocks; first += (int)room) {
     const int turn = blocks - first < room ? blocks - first : (int)room;
-    kernel<<<dim3(p.blocks, turn), grad_warps * 32, 0, stream>>>(p, first);
+    lora_grad_kernel<<<dim3(p.blocks, turn), grad_warps * 32, 0, stream>>>(p, first);
     lora_grad_add_kernel<<<(unsigned)((p.partials + add_threads - 1) / add_threads), add_threads, 0, stream>>>(p, turn);
     if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
     if (room >= blocks) break;
   }
   return QK_OK;
-}
-
-extern "C" {
-
-/* Ranks are padded to tiles of 8 a module, columns to strips of 64 a module. */
-int64_t qk_lora_grad_work(int32_t T, int64_t columns, int32_t rank) {
-  const int64_t slack = (int64_t)grad_max_jobs * QK_MAX_MODULES * grad_strip;
-  return ((int64_t)T + grad_block - 1) / grad_block * (columns + slack) * (rank + 7 * QK_MAX_MODULES) * (int64_t)sizeof(float);
-}
-
-qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s) {
-  return lora_grad("qk_lora_grad", SOURCE_PLAIN, jobs, n, b, work, work_bytes, (cudaStream_t)s);
 }
 
 }  // extern "C"

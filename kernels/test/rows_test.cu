@@ -113,7 +113,7 @@ static void swiglu_back(int T, int F, int down_rank, const adapters &gu_ranks, i
   host_lora gu(t, 40, {F, F}, some ? gu_ranks.ranks : std::vector<int>{8, 8}, .05, QK_GATE_UP, {}, true);
   const tensor &du_down = t.in(BF16, normals((size_t)T * down.device.rank, 1, 3)), &u_gu = t.in(BF16, normals((size_t)T * gu.device.rank, 1, 4));
   const tensor &du_gu = t.out(BF16, (size_t)T * gu.device.rank);
-  const int64_t bytes = qk_swiglu_bwd_work(256 * blocks, F, down.device.rank, gu.device.rank);
+  const int64_t bytes = qk_swiglu_bwd_work(256 * blocks, F, std::max({down.m(0).rank, gu.m(0).rank, gu.m(gu.modules() - 1).rank}));
   const tensor &work = t.scratch(bytes);
   const auto launch = [&] {
     return qk_swiglu_bwd(gateup, some ? (qk_ptr)du_gu : 0, dact, down_rank ? (qk_ptr)du_down : 0, some ? (qk_ptr)u_gu : 0, down_rank ? &down.device : nullptr,
@@ -186,7 +186,7 @@ static void speed(const char *path) {
   const rotating x(memory, (size_t)T7 * C7), y(memory, (size_t)T7 * C7), z(memory, (size_t)T7 * C7), qkv(memory, (size_t)T7 * QKV7), gu(memory, (size_t)T7 * 2 * F7), act(memory, (size_t)T7 * F7), u(memory, (size_t)T7 * 24);
   const rotating table(memory, (size_t)V7 * C7 / TURNS);
   const qk_ptr w = (qk_ptr)memory.normal<float>(C7, 1, 5), rho = (qk_ptr)memory.normal<float>(T7, 1, 6);
-  const int64_t bytes = std::max(qk_swiglu_bwd_work(T7, F7, 8, 16), qk_lora_grad_work(T7, 3 * C7 + QKV7, 24));
+  const int64_t bytes = std::max(qk_swiglu_bwd_work(T7, F7, 8), qk_lora_grad_work(T7, 3 * C7 + QKV7, 24));
   const qk_ptr work = (qk_ptr)memory.take(bytes);
   const double row = 2. * T7;
   report(json, "embed", "", row * 2 * C7, [&](int i) { return qk_embed(x(i), table(0), &b, C7, 0); });

@@ -47,11 +47,13 @@ type Memory interface {
 
 // Dims bounds the shapes of a run, for WorkspaceBytes.
 type Dims struct {
-	T, S, N        int
-	C, F, V        int
-	H, Hk, D, Rank int
-	Context        int // positions a sequence of the KV cache, 0 without one
-	Training       bool
+	T, S, N    int
+	C, F, V    int
+	H, Hk, D   int
+	Rank       int // the largest of a LoRA, of its modules together
+	ModuleRank int // the largest of a module
+	Context    int // positions a sequence of the KV cache, 0 without one
+	Training   bool
 }
 
 // Rope is the table of rotary angles (Su et al., RoFormer, 2021): cos and sin (positions, D/2)

@@ -61,12 +61,15 @@ func (m *Model) layout() *layout {
 
 	c, o, last := m.Config, m.opt, m.end()
 	l.add(&l.block, "batch", memory.IO, ops.I32, 0, last, ops.BatchWords(o.MaxT, o.MaxS, o.MaxN))
-	rank := 0
+	rank, moduleRank := 0, 0
 	for _, a := range m.adapters() {
 		rank = max(rank, a.Rank)
+		for i := range a.Modules {
+			moduleRank = max(moduleRank, a.Modules[i].Rank)
+		}
 	}
 	work := m.b.WorkspaceBytes(ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
-		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, Context: o.Context, Training: o.Training})
+		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training})
 	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(work))
 	return l
 }

@@ -32,7 +32,9 @@ func decodeCases() []Case {
 		c.Bytes = 4 * sum(T+n) * sum(h.Hk*h.D)
 		c.plan.wire = func(r *rig) func() {
 			spec := r.qkv("", h, m.C)
-			l := r.lora("l", r.plain("", m.C, narrow), a, 0)
+			reader := r.plain("", m.C, narrow)
+			reader.Back = false
+			l := r.lora("l", reader, a, 0)
 			past := r.wide("past", input, anything, nil, T, spec)
 			now := r.wide("now", input, anything, nil, n, spec)
 			cache := ops.KVCache{

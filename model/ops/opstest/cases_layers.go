@@ -77,6 +77,7 @@ type linearCase struct {
 	bias     bool
 	residual residual
 	rope     bool
+	decode   bool // a weight of inference, which may take few tokens another way
 }
 
 func (k linearCase) spec(r *rig, name string) ops.WeightSpec {
@@ -91,7 +92,7 @@ func (k linearCase) spec(r *rig, name string) ops.WeightSpec {
 	default:
 		s = r.plain(name, k.m.C, k.m.h.H*k.m.h.D)
 	}
-	s.Bias = k.bias
+	s.Bias, s.Back = k.bias, !k.decode
 	return s
 }
 
@@ -99,6 +100,9 @@ func (k linearCase) build(op string) Case {
 	spec := k.spec(&rig{weight: ops.BF16}, "")
 	out, in := spec.Rows(), spec.Cols
 	c := newCase(op, sizeOf(k.T, max(in, out)), k.m, batch(k.T, k.S, 0, 9), k.a.rank(), "%d->%d %v bias %v residual %d rope %v", in, out, k.a, k.bias, k.residual, k.rope)
+	if k.decode {
+		c.Name += " decode"
+	}
 	c.FLOPs = product2(k.T, out, in) + product2(k.T, k.a.rank(), out)
 	c.Bytes = 2 * (sum(k.T)*sum(in, out, k.a.rank()) + sum(out)*sum(in))
 	return c
@@ -141,6 +145,13 @@ func linearCases() []Case {
 			n := i + 2*j
 			add(linearCase{m: []modelShape{tinyEven, tinyOdd, smolLM}[(i+j)%3], kind: k.kind, down: i%2 == 0, T: T, S: segmentsFor(i, T), a: patterns(n, k.parts),
 				bias: n%2 == 0, residual: residual(n % 3), rope: k.kind == ops.QKV && i%3 != 0})
+		}
+	}
+	for T := 1; T <= 9; T++ {
+		for j, k := range kinds {
+			n := T + 2*j
+			add(linearCase{m: []modelShape{tinyEven, tinyOdd, smolLM}[(T+j)%3], kind: k.kind, down: T%2 == 0, T: T, S: T, a: patterns(n, k.parts),
+				bias: n%2 == 0, residual: residual(n % 3), rope: k.kind == ops.QKV && T%3 != 0, decode: true})
 		}
 	}
 	for i, m := range []modelShape{qwen05B, qwen15B, qwen7B} {
@@ -253,12 +264,14 @@ func (r *rig) factors(l *ops.LoRA) [][]float64 {
 
 func swigluCases() []Case {
 	var all []Case
-	add := func(m modelShape, T, S int, a adapters) {
-		c := newCase("SwiGLU", sizeOf(T, 2*m.F), m, batch(T, S, 0, 9), a.rank(), "%v", a)
+	add := func(m modelShape, T, S int, a adapters, decode bool) {
+		c := newCase("SwiGLU", sizeOf(T, 2*m.F), m, batch(T, S, 0, 9), a.rank(), "%v decode %v", a, decode)
 		c.FLOPs = 6*sum(T)*sum(m.F) + product2(T, a.rank(), m.F)
 		c.Bytes = 2 * sum(T) * sum(3*m.F, a.rank())
 		c.plan.wire = func(r *rig) func() {
-			l := r.lora("l", r.plain("", m.C, m.F), a, 0)
+			reader := r.plain("", m.C, m.F)
+			reader.Back = !decode
+			l := r.lora("l", reader, a, 0)
 			gateup := r.wide("gateup", input, byElement, normal("gateup", 2), T, r.gateUp("", m.F, m.C))
 			act, u := r.out("act", byElement, T, m.F), r.lowOut("u", T, l)
 			return func() { r.b.SwiGLU(act, u, gateup, l, r.batch) }
@@ -266,13 +279,13 @@ func swigluCases() []Case {
 		all = append(all, c)
 	}
 	for i, T := range lengths {
-		add([]modelShape{tinyEven, tinyOdd}[i%2], T, segmentsFor(i, T), patterns(i, 1))
+		add([]modelShape{tinyEven, tinyOdd}[i%2], T, segmentsFor(i, T), patterns(i, 1), i%3 == 1)
 	}
 	for i, m := range allModels {
-		add(m, 3+i, 2, patterns(i+1, 1))
+		add(m, 3+i, 2, patterns(i+1, 1), i%2 == 0)
 	}
-	add(qwen7B, 2048, 4, adapters{[]int{8}, 0.05})
-	add(qwen7B, 2048, 4, adapters{})
-	add(qwen7B, past2G(2*qwen7B.F), 4, adapters{[]int{8}, 0.05})
+	add(qwen7B, 2048, 4, adapters{[]int{8}, 0.05}, false)
+	add(qwen7B, 2048, 4, adapters{}, false)
+	add(qwen7B, past2G(2*qwen7B.F), 4, adapters{[]int{8}, 0.05}, false)
 	return all
 }
