@@ -83,7 +83,8 @@ func jobs(of []ops.GradJob) (all []C.qk_grad_job, unpin func()) {
 	for i, j := range of {
 		adapters[i] = loraOf(j.LoRA)
 		pinner.Pin(&adapters[i])
-		all[i] = C.qk_grad_job{l: &adapters[i], side: C.int32_t(j.Side), wide: at(j.Wide), low: at(j.Low)}
+		all[i] = C.qk_grad_job{l: &adapters[i], side: C.int32_t(j.Side), wide: at(j.Wide), low: at(j.Low),
+			rho: at(j.Norm.Rho), w: at(j.Norm.W), w_type: C.int32_t(j.Norm.W.DType)}
 	}
 	return all, pinner.Unpin
 }

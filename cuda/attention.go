@@ -30,8 +30,11 @@ func (b *Backend) AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv ops.Tensor, h 
 	if rope != nil {
 		angles = *rope
 	}
+	if b.planAttention(batch, h); !b.begin() {
+		return
+	}
 	b.launch("AttentionBack", func() C.qk_status {
 		return C.qk_attention_bwd(at(dqkv), at(duQKV), at(do), at(duO), at(o), at(lse), at(qkv), at(angles.Cos), at(angles.Sin), heads(h),
-			b.lora(0, lo), b.lora(1, lqkv), b.batch(batch), at(b.work), b.workBytes(), b.onStream(), b.variant())
+			b.lora(0, lo), b.lora(1, lqkv), b.batch(batch), at(b.plan), at(b.work), b.workBytes(), b.onStream(), b.variant())
 	}, dqkv, duQKV, do, qkv)
 }

@@ -44,7 +44,10 @@ type Backend struct {
 	stream  cu.Stream
 	staging *staging
 	arenas  []*arena
-	work    ops.Tensor
+	work    ops.Tensor // scratch memory of each op in its turn
+	plan    ops.Tensor // of attention's backward
+	planned planned
+	loads   int // of batches, ever
 	args    *arguments
 	log     launches
 	loaded  Loaded

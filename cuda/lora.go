@@ -31,26 +31,21 @@ func packOf(l *ops.LoRA) pack {
 	return p
 }
 
-// PackLoRA fills l.Pack from A and B.
-func (b *Backend) PackLoRA(l *ops.LoRA) {
-	var need int64
-	if l != nil {
-		need = packOf(l).bytes()
-	}
-	if !b.begin(ops.CheckPackLoRA(l, need), storedFactors(l)) {
+// PackLoRA fills the packs of all from A and B, in one launch.
+func (b *Backend) PackLoRA(all []*ops.LoRA) {
+	if !b.begin(ops.CheckPackLoRA(all, b.LoRAPackBytes)) || len(all) == 0 {
 		return
 	}
-	b.launch("PackLoRA", func() C.qk_status {
-		return C.qk_lora_pack(b.lora(0, l), b.onStream())
-	}, l.Pack, l.Modules[0].A, l.Modules[0].B)
-}
-
-// storedFactors refuses A that is not float32; B is of its type.
-func storedFactors(l *ops.LoRA) error {
-	if l == nil || len(l.Modules) == 0 {
-		return nil
+	packs := make([]C.qk_lora, len(all))
+	for i, l := range all {
+		if !b.begin(stored("PackLoRA", "A", l.Modules[0].A, ops.F32)) { // B is of its type
+			return
+		}
+		packs[i] = loraOf(l)
 	}
-	return stored("PackLoRA", "A", l.Modules[0].A, ops.F32)
+	b.launch("PackLoRA", func() C.qk_status {
+		return C.qk_lora_pack(&packs[0], C.int32_t(len(packs)), b.onStream())
+	}, all[0].Pack, all[0].Modules[0].A, all[0].Modules[0].B)
 }
 
 // LoRAGrad adds to dA or dB of the modules of each job, in one launch.

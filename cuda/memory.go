@@ -150,6 +150,7 @@ func (b *Backend) LoadBatch(batch *ops.Batch, h ops.HostBatch) error {
 	if err := b.beginStep(h.Step); err != nil {
 		return err
 	}
+	b.loads++
 	bytes := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(words))), 4*len(words))
 	return b.upload("LoadBatch", batch.Block, bytes)
 }

@@ -21,13 +21,13 @@ func (b *Backend) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.LoRA,
 }
 
 // RMSNormBack writes dx = dres + norm'(dxn + Σ mask∘(du·A)), and duOut = s·dx·B.
-func (b *Backend) RMSNormBack(dx, duOut, dres, dxn, du, x, rho, w ops.Tensor, in, out *ops.LoRA, batch *ops.Batch) {
-	if !b.begin(ops.CheckRMSNormBack(dx, duOut, dres, dxn, du, x, rho, w, in, out, batch),
+func (b *Backend) RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w ops.Tensor, in, out *ops.LoRA, batch *ops.Batch) {
+	if !b.begin(ops.CheckRMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w, in, out, batch),
 		stored("RMSNormBack", "x", x, ops.BF16)) {
 		return
 	}
 	b.launch("RMSNormBack", func() C.qk_status {
-		return C.qk_rmsnorm_bwd(at(dx), at(duOut), at(dres), at(dxn), at(du), at(x), at(rho), at(w), C.int32_t(w.DType),
+		return C.qk_rmsnorm_bwd(at(dx), at(duOut), at(dres), at(dxn), at(du), at(u), at(x), at(rho), at(w), C.int32_t(w.DType),
 			b.lora(0, in), b.lora(1, out), b.batch(batch), C.int32_t(x.Cols()), b.onStream())
 	}, dx, duOut, du, x)
 }

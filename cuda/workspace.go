@@ -18,7 +18,8 @@ const (
 	leastWork    = 1 << 20 // also for what no dimension of a run bounds
 )
 
-// WorkspaceBytes is the most that any op within d takes; they use it one after the other.
+// WorkspaceBytes is the most that any op within d takes, for they use it one after the other, and behind it what lasts as
+// long as a batch: the plan of attention's backward.
 func (b *Backend) WorkspaceBytes(d ops.Dims) int64 {
 	var most int64 = leastWork
 	err := b.do("WorkspaceBytes", func() error {
@@ -30,7 +31,15 @@ func (b *Backend) WorkspaceBytes(d ops.Dims) int64 {
 	if err != nil {
 		return 0 // kept as b.fault
 	}
-	return aligned(most)
+	return aligned(most) + planBytes(d)
+}
+
+// planBytes is the plan of the largest batch of d.
+func planBytes(d ops.Dims) int64 {
+	if !d.Training {
+		return 0
+	}
+	return aligned(int64(C.qk_attention_plan_bytes(C.int32_t(d.T), C.int32_t(d.S), heads(ops.Heads{H: d.H, Hk: d.Hk, D: d.D}))))
 }
 
 // workOf is what each op takes for its largest launch within d.
@@ -69,5 +78,28 @@ func gradWork(d ops.Dims) int64 {
 	return work(T)
 }
 
-// SetWorkspace gives the ops their scratch memory.
-func (b *Backend) SetWorkspace(t ops.Tensor) { b.work = t }
+// SetWorkspace gives the ops their memory.
+func (b *Backend) SetWorkspace(t ops.Tensor, d ops.Dims) {
+	scratch := int(t.Bytes() - planBytes(d))
+	b.work, b.plan = t.Slice("workspace", 0, scratch), t.Slice("attention plan", scratch, int(t.Bytes())-scratch)
+	b.planned = planned{}
+}
+
+// planned is what the plan in memory was made for.
+type planned struct {
+	batch *ops.Batch
+	load  int // number of the load that filled it
+	heads ops.Heads
+}
+
+// planAttention makes the plan of a batch, once for all layers.
+func (b *Backend) planAttention(batch *ops.Batch, h ops.Heads) {
+	want := planned{batch, b.loads, h}
+	if b.planned == want {
+		return
+	}
+	b.planned = want
+	b.launch("AttentionPlan", func() C.qk_status {
+		return C.qk_attention_plan(at(b.plan), C.int64_t(b.plan.Bytes()), heads(h), b.batch(batch), b.onStream())
+	}, b.plan)
+}

@@ -35,6 +35,7 @@ QK_DEVICE norm_partial norm_reduce(norm_partial v, norm_partial *shared) {
 }
 
 __global__ void __launch_bounds__(norm_threads) grad_norm_kernel(norm_partial *partials, const float *grads, int64_t n) {
+  take_turn();
   __shared__ norm_partial shared[norm_threads / 32];
   const int64_t first = (int64_t)blockIdx.x * norm_piece;
   norm_partial v = {};
@@ -59,6 +60,7 @@ __global__ void __launch_bounds__(norm_threads) grad_norm_kernel(norm_partial *p
 }
 
 __global__ void __launch_bounds__(norm_threads) grad_norm_sum_kernel(float *norm, const norm_partial *partials, int64_t pieces) {
+  take_turn();
   __shared__ norm_partial shared[norm_threads / 32];
   norm_partial v = {};
   for (int64_t i = threadIdx.x; i < pieces; i += norm_threads) v.squares += partials[i].squares, v.bad += partials[i].bad;
@@ -84,6 +86,7 @@ struct adamw_problem {
 };
 
 __global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_constant__ adamw_problem p) {
+  take_turn();
   const float norm = __ldg(p.norm);
   if (!isfinite(norm)) return;
   const float clip = p.max_norm > 0 ? fminf(1.f, p.max_norm / __fadd_rn(norm, 1e-6f)) : 1.f;
@@ -114,9 +117,8 @@ qk_status qk_grad_norm(qk_ptr norm, qk_ptr grads, int64_t n, qk_ptr work, int64_
   if (work_bytes < qk_grad_norm_work(n)) return qk_fail(QK_BAD_ARGUMENT, "qk_grad_norm: %lld bytes of work; at least %lld", (long long)work_bytes, (long long)qk_grad_norm_work(n));
   const auto stream = (cudaStream_t)s;
   const auto partials = (norm_partial *)work;
-  grad_norm_kernel<<<(unsigned)norm_pieces(n), norm_threads, 0, stream>>>(partials, (const float *)grads, n);
-  grad_norm_sum_kernel<<<1, norm_threads, 0, stream>>>((float *)norm, partials, norm_pieces(n));
-  return qk_launched("qk_grad_norm", cudaGetLastError());
+  const qk_status status = qk_launch("qk_grad_norm", grad_norm_kernel, (unsigned)norm_pieces(n), norm_threads, stream, partials, (const float *)grads, n);
+  return status ? status : qk_launch("qk_grad_norm", grad_norm_sum_kernel, 1, norm_threads, stream, (float *)norm, partials, norm_pieces(n));
 }
 
 qk_status qk_adamw(qk_ptr params, qk_ptr m, qk_ptr v, qk_ptr grads, qk_ptr norm, int64_t n, const qk_adamw_group *groups,
@@ -135,10 +137,12 @@ qk_status qk_adamw(qk_ptr params, qk_ptr m, qk_ptr v, qk_ptr grads, qk_ptr norm,
     p.group[p.groups++] = {end, (float)(1 - g.lr * g.weight_decay), (float)(g.lr / c1), (float)sqrt(c2)};
     if (p.groups < adamw_max_groups && i + 1 < n_groups) continue;
     const int64_t blocks = (end - p.begin + adamw_threads - 1) / adamw_threads;
-    if (blocks > 0) adamw_kernel<<<(unsigned)(blocks < 1 << 20 ? blocks : 1 << 20), adamw_threads, 0, (cudaStream_t)s>>>(p);
+    const unsigned grid = (unsigned)(blocks < 1 << 20 ? blocks : 1 << 20);
+    if (grid)
+      if (const qk_status status = qk_launch("qk_adamw", adamw_kernel, grid, adamw_threads, (cudaStream_t)s, p)) return status;
     p.groups = 0;
   }
-  return qk_launched("qk_adamw", cudaGetLastError());
+  return QK_OK;
 }
 
 }  // extern "C"

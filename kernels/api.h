@@ -129,18 +129,22 @@ qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk_lora *l, c
 
 /* ---- backward ----------------------------------------------------------------------------------- */
 
-/* dx (T,C) = dres + norm'(dxn + sum mask*(du*A)); du_out (T,Rt of out) = s*dx*B. dres may be dx or absent; in,
- * du and out, du_out optional. */
-qk_status qk_rmsnorm_bwd(qk_ptr dx, qk_ptr du_out, qk_ptr dres, qk_ptr dxn, qk_ptr du, qk_ptr x, qk_ptr rho,
+/* dx (T,C) = dres + norm'(dxn + sum mask*(du*A)); du_out (T,Rt of out) = s*dx*B. u is what qk_rmsnorm_fwd made of in. dres
+ * may be dx or absent; in, du, u and out, du_out optional. */
+qk_status qk_rmsnorm_bwd(qk_ptr dx, qk_ptr du_out, qk_ptr dres, qk_ptr dxn, qk_ptr du, qk_ptr u, qk_ptr x, qk_ptr rho,
                          qk_ptr w, int32_t w_type, const qk_lora *in, const qk_lora *out, const qk_batch *b, int32_t C,
                          qk_stream s);
 
+/* Who computes what of an attention backward: a function of the batch's segments and the heads, made once a batch. */
+int64_t qk_attention_plan_bytes(int32_t T, int32_t S, qk_heads h);
+qk_status qk_attention_plan(qk_ptr plan, int64_t plan_bytes, qk_heads h, const qk_batch *b, qk_stream s);
+
 /* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). Optional: du_o with lo, du_qkv with lqkv, cos with sin.
- * The work is for at most T tokens in at most S segments, on the current device. */
+ * plan is that of the batch and heads. The work is for at most T tokens in at most S segments, on the current device. */
 int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h);
 qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
-                           qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
-                           const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
+                           qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv, const qk_batch *b,
+                           qk_ptr plan, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
 
 /* gate, up become dgate, dup; du_gu = s*dgateup*B; adds dA of down, dB of gate and up. rank: the largest R. Any work_bytes
  * from that of 256 tokens on will do: the bits are the same. */
@@ -153,6 +157,8 @@ typedef struct qk_grad_job {
   const qk_lora *l;
   int32_t side;    /* 0: dA += du'*dropout(wide); 1: dB += wide'*low */
   qk_ptr wide, low;
+  qk_ptr rho, w;   /* of side 0, optional: wide is the x of a norm, and xn = x*rho*w, rounded, is meant */
+  int32_t w_type;
 } qk_grad_job;
 
 /* Adds to dA or dB of each job, tokens in fixed blocks of 256 summed in index order. columns: those of wide, over all
@@ -161,8 +167,8 @@ int64_t qk_lora_grad_work(int32_t T, int64_t columns, int32_t rank);
 qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk_ptr work, int64_t work_bytes,
                        qk_stream s);
 
-/* pack_a, pack_b, pack_bt of a LoRA from float32 a, b. */
-qk_status qk_lora_pack(const qk_lora *l, qk_stream s);
+/* pack_a, pack_b, pack_bt of n LoRAs from float32 a, b. Limits: in*Rt, out*Rt below 2^31. */
+qk_status qk_lora_pack(const qk_lora *l, int32_t n, qk_stream s);
 
 /* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). hit is 1 where no other
  * logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks

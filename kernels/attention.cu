@@ -33,10 +33,26 @@ static qk_status attention_variant(int32_t *variant, const qk_device &device, co
 
 extern "C" {
 
+int64_t qk_attention_plan_bytes(int32_t T, int32_t S, qk_heads h) {
+  return attention_work(nullptr, nullptr, T, S, h.H, h.Hk, h.D, 1).plan_bytes;
+}
 int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h) {
   qk_device device;
   if (qk_current_device(&device, "qk_attention_bwd_work")) return 0;
-  return attention_work(nullptr, T, S, h.H, h.Hk, h.D, device.multiprocessors).bytes;
+  return attention_work(nullptr, nullptr, T, S, h.H, h.Hk, h.D, device.multiprocessors).bytes;
+}
+
+qk_status qk_attention_plan(qk_ptr plan, int64_t plan_bytes, qk_heads h, const qk_batch *b, qk_stream s) {
+  attention_problem p = {};
+  p.name = "qk_attention_plan", p.seg_start = (const int32_t *)b->seg_start, p.T = b->T, p.S = b->S, p.H = h.H, p.Hk = h.Hk, p.D = h.D;
+  qk_device device;
+  qk_status status = attention_check(p, nullptr, nullptr);
+  if (!status) status = qk_current_device(&device, p.name);
+  if (status) return status;
+  const attention_work w((char *)plan, nullptr, p.T, p.S, p.H, p.Hk, p.D, device.multiprocessors);
+  if (status == QK_OK && (plan % 256 || plan_bytes < w.plan_bytes))
+    return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes at %p; it takes %lld, aligned to 256", p.name, (long long)plan_bytes, (void *)plan, (long long)w.plan_bytes);
+  return attention_bwd_plan(p, w, device, (cudaStream_t)s);
 }
 
 qk_status qk_attention_fwd(qk_ptr o, qk_ptr lse, qk_ptr u, qk_ptr qkv, qk_heads h, const qk_lora *l, const qk_batch *b,
@@ -56,8 +72,8 @@ qk_status qk_attention_fwd(qk_ptr o, qk_ptr lse, qk_ptr u, qk_ptr qkv, qk_heads 
 }
 
 qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
-                           qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv,
-                           const qk_batch *b, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant) {
+                           qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv, const qk_batch *b,
+                           qk_ptr plan, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant) {
   attention_problem p = {};
   p.name = "qk_attention_bwd";
   p.o = (bf16 *)o, p.lse = (float *)lse, p.qkv = (const bf16 *)qkv, p.dqkv = (bf16 *)dqkv, p.d_o = (const bf16 *)d_o;
@@ -69,15 +85,18 @@ qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, 
   if (!status) status = qk_current_device(&device, p.name);
   if (!status) status = attention_variant(&variant, device, p.name);
   if (status) return status;
-  const attention_work plan((char *)work, p.T, p.S, p.H, p.Hk, p.D, device.multiprocessors);
+  const attention_work w((char *)plan, (char *)work, p.T, p.S, p.H, p.Hk, p.D, device.multiprocessors);
   if ((uintptr_t)work % 256) return qk_fail(QK_BAD_ARGUMENT, "%s: work at %p is not aligned to 256 bytes", p.name, (void *)work);
-  if (work_bytes < plan.bytes)
-    return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; it takes %lld", p.name, (long long)work_bytes, (long long)plan.bytes);
+  if (work_bytes < w.bytes)
+    return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; it takes %lld", p.name, (long long)work_bytes, (long long)w.bytes);
 
-  if (lo && du_o) status = lora_back(p.name, (bf16 *)d_o, (const bf16 *)du_o, lo, b, stream);
-  if (!status) status = attention_bwd_plan(p, plan, device, stream);
-  if (!status) status = variant == VARIANT_SM90 ? attention_bwd_sm90(p, plan, device, stream) : attention_bwd_sm80(p, plan, device, stream);
-  if (!status) status = attention_bwd_sum(p, plan, device, stream);
+  const qk_lora none = {};
+  if (lo && du_o) status = lora_check(p.name, lo);
+  if (!status && lo && du_o && lo->n != 1) status = qk_fail(QK_BAD_ARGUMENT, "%s: o has %d readers with a LoRA; at most 1", p.name, lo->n);
+  const attention_lora add = {(bf16 *)d_o, (const bf16 *)du_o, lo && du_o ? *lo : none, dropout_batch(b)};
+  if (!status) status = attention_bwd_delta(p, w, add, stream);
+  if (!status) status = variant == VARIANT_SM90 ? attention_bwd_sm90(p, w, device, stream) : attention_bwd_sm80(p, w, device, stream);
+  if (!status) status = attention_bwd_sum(p, w, device, stream);
   if (!status && lqkv && du_qkv) status = lora_up(p.name, (bf16 *)du_qkv, p.dqkv, lqkv, b, stream);
   return status;
 }

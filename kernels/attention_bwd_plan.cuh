@@ -1,11 +1,11 @@
 /* Attention backward around its products: the work lists and delta before them, the sum of partials behind them.
 
-Math    delta[h,t] = sum_d o * dO. By padded row (attention.cuh), with lse * log2(e) beside it, +infinity past a
+Math    dO += mask * (du * A) of its reader;  delta[h,t] = sum_d o * dO. By padded row (attention.cuh), with lse * log2(e) beside it, +infinity past a
         segment's end: the probabilities there become zero without a branch.
 Plan    dK, dV of a tile of keys need all query rows behind it of all H/Hk query heads. An item takes some of the heads, so
         that it costs about a fixed share of the card's work; items of a tile that was split leave f32 partials in slots,
         which are then added in slot order: no atomics, bitwise repeatable. Items are sorted, dearest first. One block
-        makes the plan, on the device, because the segments are known only there.
+        makes the plan of a batch, once for all layers, on the device, because the segments are known only there.
 Bound   memory and latency */
 #pragma once
 
@@ -20,8 +20,10 @@ QK_DEVICE int attention_query_blocks(const int32_t *seg_start, attention_tile t)
   return (rows + 63) / 64;
 }
 
-/* One block of 256 threads makes the plan. */
-QK_DEVICE void attention_plan(const attention_problem &p, const attention_work &w, float share, int multiprocessors) {
+/* The plan, by one block. */
+__global__ void __launch_bounds__(256)
+    attention_plan_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work w, float share, int multiprocessors) {
+  take_turn();
   __shared__ int tiles, total, items;
   const int thread = threadIdx.x, lane = thread % 32, group = p.H / p.Hk;
   if (thread < 32) {
@@ -86,11 +88,16 @@ QK_DEVICE void attention_plan(const attention_problem &p, const attention_work &
   }
 }
 
-/* Block 0 plans; block 1 + place * H + head makes delta and lse2 of one padded place. */
+constexpr int attention_delta_threads = 128;  // 4 warps of 16 rows: half a place
+
+/* Block (place * H + head) * 2 + half completes dO and makes delta and lse2 of half a padded place, a warp 16 rows: lane 4i + q has columns 8q.. and 32 + 8q.. of rows i and i + 8, in chunks of 64. */
 template <int D>
-__global__ void __launch_bounds__(256) attention_bwd_plan_kernel(attention_problem p, attention_work w, float share, int multiprocessors) {
-  if (blockIdx.x == 0) return attention_plan(p, w, share, multiprocessors);
-  const int place = (blockIdx.x - 1) / p.H, head = (blockIdx.x - 1) % p.H;
+__global__ void __launch_bounds__(attention_delta_threads, 3)
+    attention_delta_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work w,
+                           const __grid_constant__ attention_lora add) {
+  take_turn();
+  __shared__ __align__(16) bf16 low[attention_delta_threads / 32][lora_tokens * back_stride_one];
+  const int place = blockIdx.x / 2 / p.H, head = blockIdx.x / 2 % p.H, half = blockIdx.x % 2;
   int segment = 0;  // the last one whose first place is not behind this one
   for (int step = 1 << 16; step; step /= 2)
     if (segment + step < p.S && attention_place(p.seg_start, {segment + step, 0}) <= place) segment += step;
@@ -98,29 +105,50 @@ __global__ void __launch_bounds__(256) attention_bwd_plan_kernel(attention_probl
   const int row = __ldg(p.seg_start + segment) + level * attention_rows, end = __ldg(p.seg_start + segment + 1);
   if (row >= end) return;  // a place that no tile has
 
-  constexpr int lanes = D / 8, rows = 256 / lanes;  // 16 bytes a lane
-  const int lane = threadIdx.x % lanes;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, first = row + 64 * half + 16 * warp;
+  const int t[2] = {first + lane / 4, first + lane / 4 + 8};
+  const bool inside[2] = {t[0] < end, t[1] < end};
+  uint2 key = {};
+  dropout_token tokens[2] = {};
+  if (add.lora.n) {
+    key = add.batch.key(), tokens[0] = dropout_token_of(add.batch, t[0], end), tokens[1] = dropout_token_of(add.batch, t[1], end);
+    back_load(low[warp], back_stride_one, add.du, add.lora, first, end, lane, 32);
+    __syncwarp();
+  }
+  float dot[2] = {};
 #pragma unroll
-  for (int r = threadIdx.x / lanes; r < attention_rows; r += rows) {
-    const bool inside = row + r < end;
-    float sum = 0;
-    if (inside) {
-      const int64_t at = ((int64_t)(row + r) * p.H + head) * D + lane * 8;
-      const uint4 o = *(const uint4 *)(p.o + at), g = *(const uint4 *)(p.d_o + at);
-      const uint32_t os[4] = {o.x, o.y, o.z, o.w}, gs[4] = {g.x, g.y, g.z, g.w};
+  for (int base = 0; base < D; base += 64) {
+    uint4 o[4], g[4];  // part k: row k / 2, column group k % 2
 #pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float2 x = unpack_bf16(os[i]), y = unpack_bf16(gs[i]);
-        sum += x.x * y.x + x.y * y.y;
+    for (int k = 0; k < 4; k++) {
+      const int64_t at = ((int64_t)t[k / 2] * p.H + head) * D + base + 32 * (k % 2) + 8 * q;
+      o[k] = load16(p.o + at, inside[k / 2]);
+      g[k] = inside[k / 2] ? *(const uint4 *)(add.d_o + at) : make_uint4(0, 0, 0, 0);
+    }
+    float sum[8][4] = {};
+    if (add.lora.n) back_multiply(sum, low[warp], back_stride_one, add.lora, head * D + base, key, tokens, lane);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      float x[8], y[8];
+      if (add.lora.n) {
+        unpack8(y, g[k]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) y[j] += sum[j][k];
+        g[k] = pack8(y);
+        if (inside[k / 2]) *(uint4 *)(add.d_o + ((int64_t)t[k / 2] * p.H + head) * D + base + 32 * (k % 2) + 8 * q) = g[k];
       }
-    }
+      unpack8(x, o[k]), unpack8(y, g[k]);
 #pragma unroll
-    for (int o = lanes / 2; o; o /= 2) sum += __shfl_xor_sync(~0u, sum, o);
-    if (lane == 0) {
-      const int64_t at = (int64_t)head * w.padded_rows + place * attention_rows + r;
-      w.delta[at] = sum;
-      w.lse2[at] = inside ? p.lse[(int64_t)head * p.T + row + r] * attention_log2e : INFINITY;
+      for (int j = 0; j < 8; j++) dot[k / 2] = fmaf(x[j], y[j], dot[k / 2]);
     }
+  }
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    dot[h] = quad_sum(dot[h]);
+    if (q) continue;
+    const int64_t at = (int64_t)head * w.padded_rows + place * attention_rows + t[h] - row;
+    w.delta[at] = dot[h];
+    w.lse2[at] = inside[h] ? p.lse[(int64_t)head * p.T + t[h]] * attention_log2e : INFINITY;
   }
 }
 
@@ -164,6 +192,7 @@ QK_DEVICE void attention_dkv_store(float (&dk)[D / 2], float (&dv)[D / 2], const
 each. */
 template <int D>
 __global__ void __launch_bounds__(256) attention_bwd_sum_kernel(attention_problem p, attention_work w) {
+  take_turn();
   const float scale = rsqrtf(D);
   const int pitch = (p.H + 2 * p.Hk) * D, work = w.counts->sums * 16;
   for (int i = blockIdx.x; i < work; i += gridDim.x) {
@@ -193,12 +222,13 @@ __global__ void __launch_bounds__(256) attention_bwd_sum_kernel(attention_proble
 }
 
 qk_status attention_bwd_plan(const attention_problem &p, const attention_work &w, const qk_device &device, cudaStream_t stream) {
-  const auto kernel = p.D == 64 ? attention_bwd_plan_kernel<64> : attention_bwd_plan_kernel<128>;
-  kernel<<<1 + w.max_tiles * p.H, 256, 0, stream>>>(p, w, attention_dkv_share(p.T), device.multiprocessors);
-  return qk_launched(p.name, cudaGetLastError());
+  return qk_launch(p.name, attention_plan_kernel, 1, 256, stream, p, w, attention_dkv_share(p.T), device.multiprocessors);
+}
+qk_status attention_bwd_delta(const attention_problem &p, const attention_work &w, const attention_lora &add, cudaStream_t stream) {
+  const auto kernel = p.D == 64 ? attention_delta_kernel<64> : attention_delta_kernel<128>;
+  return qk_launch(p.name, kernel, 2 * w.max_tiles * p.H, attention_delta_threads, stream, p, w, add);
 }
 qk_status attention_bwd_sum(const attention_problem &p, const attention_work &w, const qk_device &device, cudaStream_t stream) {
   const auto kernel = p.D == 64 ? attention_bwd_sum_kernel<64> : attention_bwd_sum_kernel<128>;
-  kernel<<<4 * device.multiprocessors, 256, 0, stream>>>(p, w);
-  return qk_launched(p.name, cudaGetLastError());
+  return qk_launch(p.name, kernel, 4 * device.multiprocessors, 256, stream, p, w);
 }

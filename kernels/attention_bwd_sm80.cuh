@@ -27,6 +27,7 @@ template <int D> struct attention_bwd_sm80_layout {
 template <int D>
 __global__ void __launch_bounds__(attention_sm80_threads, 1)
     attention_dq_sm80_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work work) {
+  take_turn();
   typedef attention_bwd_sm80_layout<D> L;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = shared_address(memory), q_tile = base, do_tile = base + L::whole_bytes, ring = base + L::ring_at;
@@ -105,6 +106,7 @@ QK_DEVICE void attention_dkv_sm80_load(const attention_problem &p, const attenti
 template <int D>
 __global__ void __launch_bounds__(attention_sm80_threads, 1)
     attention_dkv_sm80_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work work) {
+  take_turn();
   typedef attention_bwd_sm80_layout<D> L;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = shared_address(memory), k_tile = base, v_tile = base + L::whole_bytes;
@@ -168,11 +170,8 @@ static qk_status attention_bwd_sm80_launch(const attention_problem &p, const att
   typedef attention_bwd_sm80_layout<D> L;
   const auto dkv = attention_dkv_sm80_kernel<D>, dq = attention_dq_sm80_kernel<D>;
   for (const auto kernel : {dkv, dq}) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes);
-    if (error != cudaSuccess) return qk_launched(p.name, error);
-    const int items = work.max_tiles * p.H;  // at most
-    kernel<<<items < device.multiprocessors ? items : device.multiprocessors, attention_sm80_threads, L::bytes, stream>>>(p, work);
-    if (const qk_status status = qk_launched(p.name, cudaGetLastError())) return status;
+    const int items = work.max_tiles * p.H, blocks = items < device.multiprocessors ? items : device.multiprocessors;  // at most
+    if (const qk_status status = qk_launch(p.name, kernel, blocks, 1, attention_sm80_threads, L::bytes, stream, p, work)) return status;
   }
   return QK_OK;
 }

@@ -344,10 +344,10 @@ static qk_status attention_bwd_launch(const attention_problem &p, const attentio
   if (status) return status;
 
   const int blocks = min(device.multiprocessors, work.max_tiles * p.H);
-  status = launch_dependent(p.name, attention_dkv_sm90_kernel<D>, blocks, 1, 384, attention_dkv_layout<D>::bytes, stream,
+  status = qk_launch(p.name, attention_dkv_sm90_kernel<D>, blocks, 1, 384, attention_dkv_layout<D>::bytes, stream,
                               q64, do64, k64, v64, p, work);
   if (!status)
-    status = launch_dependent(p.name, attention_dq_sm90_kernel<D>, blocks, 1, 384, attention_dq_layout<D>::bytes, stream, q,
+    status = qk_launch(p.name, attention_dq_sm90_kernel<D>, blocks, 1, 384, attention_dq_layout<D>::bytes, stream, q,
                               d_o, k, v, dq, p, work);
   return status;
 }

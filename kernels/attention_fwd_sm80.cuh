@@ -21,6 +21,7 @@ template <int D> struct attention_fwd_sm80_layout {
 
 template <int D>
 __global__ void __launch_bounds__(attention_sm80_threads, 1) attention_fwd_sm80_kernel(const __grid_constant__ attention_problem p) {
+  take_turn();
   typedef attention_fwd_sm80_layout<D> L;
   extern __shared__ __align__(1024) uint8_t memory[];
   __shared__ uint32_t packed;
@@ -93,12 +94,8 @@ __global__ void __launch_bounds__(attention_sm80_threads, 1) attention_fwd_sm80_
 
 template <int D> static qk_status attention_fwd_sm80_launch(const attention_problem &p, cudaStream_t stream) {
   typedef attention_fwd_sm80_layout<D> L;
-  const auto kernel = attention_fwd_sm80_kernel<D>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes);
-  if (error != cudaSuccess) return qk_launched(p.name, error);
   const unsigned tiles = p.T / attention_rows + p.S;  // at most
-  kernel<<<tiles * p.H, attention_sm80_threads, L::bytes, stream>>>(p);
-  return qk_launched(p.name, cudaGetLastError());
+  return qk_launch(p.name, attention_fwd_sm80_kernel<D>, tiles * p.H, 1, attention_sm80_threads, L::bytes, stream, p);
 }
 
 qk_status attention_fwd_sm80(const attention_problem &p, cudaStream_t stream) {

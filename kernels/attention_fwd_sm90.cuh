@@ -223,7 +223,7 @@ template <int D> static qk_status attention_fwd_launch(const attention_problem &
   if (!status) status = qk_tensor_map(&o, p.name, tensor_heads{"o", p.o, p.T, p.H, D, p.H * D, 64});
   if (status) return status;
   const int items = tiles * p.H, blocks = items < device.multiprocessors ? items : device.multiprocessors;
-  return launch_dependent(p.name, attention_fwd_sm90_kernel<D>, blocks, 1, 384, L::bytes, stream, q, k, v, o, p);
+  return qk_launch(p.name, attention_fwd_sm90_kernel<D>, blocks, 1, 384, L::bytes, stream, q, k, v, o, p);
 }
 
 qk_status attention_fwd_sm90(const attention_problem &p, const qk_device &device, cudaStream_t stream) {

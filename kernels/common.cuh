@@ -11,6 +11,28 @@ typedef __nv_bfloat16 bf16;
 #define QK_DEVICE static __device__ __forceinline__
 #define QK_DEVICE_MEMBER __device__ __forceinline__
 
+/* ---- Programmatic dependent launch, from sm_90 on (status.h launches so): a kernel may be started while the one before it
+still runs. */
+
+/* Until the kernel before this one in the stream, and with it all before that, has finished and its writes can be seen.
+Before the first access to memory that they may have written, or that they may still read. */
+QK_DEVICE void wait_for_previous_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/* Lets the next kernel of the stream start on multiprocessors as this one leaves them, once all of its blocks have said so. */
+QK_DEVICE void start_next_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/* The first line of a kernel that does nothing before its turn. */
+QK_DEVICE void take_turn() {
+  wait_for_previous_kernel();
+  start_next_kernel();
+}
+
 /* Two bf16 in one register, the lower half first in memory. */
 QK_DEVICE uint32_t pack_bf16(float lo, float hi) {
   __nv_bfloat162 v = __floats2bfloat162_rn(lo, hi);
@@ -27,10 +49,13 @@ QK_DEVICE void copy_async(uint32_t dst, const void *src, int bytes) {
 QK_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending> QK_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory"); }
 
-/* Four 8x8 matrices of bf16; lane l gives the address of row l % 8 of matrix l / 8. */
+/* Four 8x8 matrices of bf16, or two; lane l gives the address of row l % 8 of matrix l / 8. */
 QK_DEVICE void load_matrices(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
+}
+QK_DEVICE void load_matrices_transposed(uint32_t (&r)[2], uint32_t address) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address) : "memory");
 }
 QK_DEVICE void load_matrices_transposed(uint32_t (&r)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -15,6 +15,7 @@ Oracle  model/cpu/decode.go */
 
 __global__ void __launch_bounds__(128)
     store_kv_kernel(uint4 *k, uint4 *v, const uint4 *qkv, const int32_t *sample, const int32_t *pos, int q_units, int kv_units, int cap) {
+  take_turn();
   const int64_t t = blockIdx.x, place = ((int64_t)__ldg(sample + t) * cap + __ldg(pos + t)) * kv_units;
   const uint4 *from = qkv + t * (q_units + 2 * kv_units) + q_units;
   for (int i = threadIdx.x; i < kv_units; i += 128) {
@@ -135,6 +136,7 @@ QK_DEVICE void decode_merge(const decode_problem &p, decode_state<D> &s, float (
 /* Block (split, group of at most 16 query heads of a kv head, token). */
 template <int D>
 __global__ void __launch_bounds__(decode_warps * 32, 3) decode_attention_kernel(const decode_problem p) {
+  take_turn();
   __shared__ float o[decode_warps][decode_heads][D + 4], ml[decode_warps][decode_heads][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4;
   const int64_t t = blockIdx.z;
@@ -160,6 +162,7 @@ __global__ void __launch_bounds__(decode_warps * 32, 3) decode_attention_kernel(
 
 /* Block (head, token), a thread a column. */
 template <int D> __global__ void __launch_bounds__(D) decode_merge_kernel(const decode_problem p) {
+  take_turn();
   const int64_t t = blockIdx.y, head = blockIdx.x;
   const int splits = __ldg(p.pos + t) / p.split_keys + 1, d = threadIdx.x;
   const float *from = p.work + (t * p.h.H + head) * p.splits * (D + 2);
@@ -179,10 +182,10 @@ static int split_keys(int cap) {
   return whole > decode_least ? whole : decode_least;
 }
 
-template <int D> static void run_decode(const decode_problem &p, int T, cudaStream_t stream) {
+template <int D> static qk_status run_decode(const char *name, const decode_problem &p, int T, cudaStream_t stream) {
   const int group = p.h.H / p.h.Hk, runs = (group + decode_heads - 1) / decode_heads;
-  decode_attention_kernel<D><<<dim3(p.splits, p.h.Hk * runs, T), decode_warps * 32, 0, stream>>>(p);
-  decode_merge_kernel<D><<<dim3(p.h.H, T), D, 0, stream>>>(p);
+  const qk_status status = qk_launch(name, decode_attention_kernel<D>, dim3(p.splits, p.h.Hk * runs, T), decode_warps * 32, stream, p);
+  return status ? status : qk_launch(name, decode_merge_kernel<D>, dim3(p.h.H, T), D, stream, p);
 }
 
 static qk_status decode_check(const char *name, qk_heads h, int cap) {
@@ -196,9 +199,8 @@ extern "C" {
 
 qk_status qk_store_kv(qk_ptr k, qk_ptr v, qk_ptr qkv, qk_heads h, int32_t cap, const qk_batch *b, qk_stream s) {
   if (h.D % 8) return qk_fail(QK_BAD_ARGUMENT, "qk_store_kv: heads of %d; they must be divisible by 8", h.D);
-  store_kv_kernel<<<b->T, 128, 0, (cudaStream_t)s>>>((uint4 *)k, (uint4 *)v, (const uint4 *)qkv, (const int32_t *)b->sample,
-                                                      (const int32_t *)b->pos, h.H * h.D / 8, h.Hk * h.D / 8, cap);
-  return qk_launched("qk_store_kv", cudaGetLastError());
+  return qk_launch("qk_store_kv", store_kv_kernel, b->T, 128, (cudaStream_t)s, (uint4 *)k, (uint4 *)v, (const uint4 *)qkv,
+                   (const int32_t *)b->sample, (const int32_t *)b->pos, h.H * h.D / 8, h.Hk * h.D / 8, cap);
 }
 
 int64_t qk_decode_attention_work(int32_t T, qk_heads h, int32_t cap) {
@@ -220,11 +222,7 @@ qk_status qk_decode_attention(qk_ptr o, qk_ptr u, qk_ptr qkv, qk_ptr k, qk_ptr v
                         (const int32_t *)b->sample + first, (const int32_t *)b->pos + first, (float *)work, h, cap};
     p.split_keys = split_keys(cap), p.splits = (cap + p.split_keys - 1) / p.split_keys;
     p.scale = 1.4426950408889634f / sqrtf((float)h.D);
-    if (h.D == 128)
-      run_decode<128>(p, T, stream);
-    else
-      run_decode<64>(p, T, stream);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
+    if (const qk_status status = h.D == 128 ? run_decode<128>(name, p, T, stream) : run_decode<64>(name, p, T, stream)) return status;
   }
   return l ? lora_down(name, (bf16 *)u, (const bf16 *)o, l, b, stream) : QK_OK;
 }

@@ -8,9 +8,10 @@ Numeric nll and hit from f32 statistics of the f32 sums; dlogits from logits in 
         they go. Rows do not depend on each other.
 Bound   tensor cores: two products of N x V x C; the softmax moves 4 bytes a logit
 Form    By chunks of label rows, head_chunk at most and as the scratch memory allows. A chunk: product with statistics
-        (head_product.cuh), a block a row for softmax, the product of dlogits with W (qk_linear_bwd), rows put back.
+        (head_sm90.cuh, head_product.cuh), a block a row for softmax, the product of dlogits with W (qk_linear_bwd), rows put
+        back. Logits alone and the divergence take the product for all cards.
 Oracle  model/cpu/headloss.go */
-#include "head_product.cuh"
+#include "head_sm90.cuh"
 #include "matvec.cuh"
 #include "status.h"
 
@@ -51,10 +52,11 @@ struct min_op {
 /* A block a row: nll and hit from the parts' statistics; then, with logits, dlogits in their place. */
 __global__ void __launch_bounds__(head_row_threads)
     head_softmax_kernel(float *nll, float *hit, const head_problem p, const int32_t *header, bool gradient) {
+  take_turn();
   __shared__ float shared[head_row_warps];
   __shared__ int shared_at[head_row_warps];
   const int64_t row = blockIdx.x;
-  const int parts = head_parts(p.V), target = __ldg(p.targets + row);
+  const int parts = p.parts, target = __ldg(p.targets + row);
   const head_stat *stats = p.stats + row * parts;
   float top = -INFINITY;
   for (int i = threadIdx.x; i < parts; i += head_row_threads) top = fmaxf(top, stats[i].top);
@@ -94,14 +96,30 @@ __global__ void __launch_bounds__(head_row_threads)
   }
 }
 
-/* dxn[rows[i]] = dx[i]; a block a row. */
+/* dxn[rows[i]] = dx[i], and the way there: x[i] = xn[rows[i]]; a block a row. */
 __global__ void __launch_bounds__(256) head_scatter_kernel(uint4 *dxn, const uint4 *dx, const int32_t *rows, int units) {
+  take_turn();
   const int64_t from = blockIdx.x, to = __ldg(rows + from);
   for (int i = threadIdx.x; i < units; i += 256) dxn[to * units + i] = dx[from * units + i];
+}
+__global__ void __launch_bounds__(256) head_gather_kernel(uint4 *x, const uint4 *xn, const int32_t *rows, int units) {
+  take_turn();
+  const int64_t to = blockIdx.x, from = __ldg(rows + to);
+  for (int i = threadIdx.x; i < units; i += 256) x[to * units + i] = __ldg(xn + from * units + i);
+}
+
+/* The product of a chunk with its statistics: on Hopper from a gathered copy of the rows, in x. */
+template <head_output Output>
+static qk_status head_forward(const char *name, head_problem p, bf16 *x, const qk_device &device, bool sm90, cudaStream_t stream) {
+  if (!sm90) return head_product<Output>(name, p, stream);
+  if (const qk_status status = qk_launch(name, head_gather_kernel, p.n, 256, stream, (uint4 *)x, (const uint4 *)p.xn, p.rows, p.C / 8)) return status;
+  p.xn = x;
+  return head_sm90<Output>(name, p, device, stream);
 }
 
 /* A block a row: kl of logits p and q (n,V). */
 __global__ void __launch_bounds__(head_row_threads) kl_kernel(float *kl, const float *p, const float *q, int V) {
+  take_turn();
   __shared__ float shared[head_row_warps];
   __shared__ double shared_sum[head_row_warps];
   const int64_t row = blockIdx.x;
@@ -128,6 +146,15 @@ static qk_status head_check(const char *name, int C, int V) {
   return QK_OK;
 }
 
+/* Whether Hopper's product is the one to run. */
+static qk_status head_variant(bool *sm90, int32_t variant, const qk_device &device, const char *name) {
+  const bool has = QK_HAS_SM90 && device.hopper();
+  if (variant < 0 || variant > 2) return qk_fail(QK_NO_VARIANT, "%s: there is no variant %d", name, variant);
+  if (variant == 2 && !has) return qk_fail(QK_NO_VARIANT, "%s: the sm_90a kernels are not built in, or this card (capability %d.%d) does not run them", name, device.major, device.minor);
+  *sm90 = has && variant != 1;
+  return QK_OK;
+}
+
 /* The scratch memory of a chunk of so many rows. */
 struct head_work {
   int64_t ld, stats, target, dx, bytes;  // offsets; logits come first
@@ -147,6 +174,11 @@ qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr hea
   if (const qk_status status = head_check(name, C, V)) return status;
   if (dxn && V % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: a vocabulary of %d; its gradient takes one divisible by 8", name, V);
   const auto stream = (cudaStream_t)s;
+  qk_device device;
+  qk_status status = qk_current_device(&device, name);
+  bool sm90 = false;
+  if (!status) status = head_variant(&sm90, variant, device, name);
+  if (status) return status;
   if (dxn) {
     const cudaError_t error = cudaMemsetAsync((void *)dxn, 0, (size_t)b->T * C * 2, stream);
     if (error != cudaSuccess) return qk_launched(name, error);
@@ -161,17 +193,13 @@ qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr hea
     const qk_ptr dx = work + place.dx;
     const int32_t *rows = (const int32_t *)b->rows + done;
     const head_problem p = {(const bf16 *)xn, (const bf16 *)head, rows, n, C, V, (void *)work, place.ld,
-                            (head_stat *)(work + place.stats), (float *)(work + place.target), (const int32_t *)b->targets + done};
-    if (dxn)
-      head_product<LOGITS_F16>(p, stream);
-    else
-      head_product<STATS_ALONE>(p, stream);
-    head_softmax_kernel<<<n, head_row_threads, 0, stream>>>((float *)nll + done, (float *)hit + done, p, (const int32_t *)b->header, dxn != 0);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
-    if (!dxn) continue;
-    if (const qk_status status = qk_linear_bwd(dx, work, head, n, V, C, s, variant)) return status;
-    head_scatter_kernel<<<n, 256, 0, stream>>>((uint4 *)dxn, (const uint4 *)dx, rows, C / 8);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
+                            (head_stat *)(work + place.stats), sm90 ? (V + head_sm90_part - 1) / head_sm90_part : head_parts(V),
+                            (float *)(work + place.target), (const int32_t *)b->targets + done};
+    status = dxn ? head_forward<LOGITS_F16>(name, p, (bf16 *)dx, device, sm90, stream) : head_forward<STATS_ALONE>(name, p, (bf16 *)dx, device, sm90, stream);
+    if (!status) status = qk_launch(name, head_softmax_kernel, n, head_row_threads, stream, (float *)nll + done, (float *)hit + done, p, (const int32_t *)b->header, dxn != 0);
+    if (!status && dxn) status = qk_linear_bwd(dx, work, head, n, V, C, s, variant);
+    if (!status && dxn) status = qk_launch(name, head_scatter_kernel, n, 256, stream, (uint4 *)dxn, (const uint4 *)dx, rows, C / 8);
+    if (status) return status;
   }
   return QK_OK;
 }
@@ -184,8 +212,7 @@ qk_status qk_logits(qk_ptr logits, qk_ptr xn, qk_ptr head, const qk_batch *b, in
   const auto rows = (const int32_t *)b->rows;
   if (b->N <= matvec_max_tokens)
     return matvec_logits(name, (float *)logits, (const bf16 *)xn, rows, (const bf16 *)head, b->N, V, C, stream);
-  head_product<LOGITS_F32>({(const bf16 *)xn, (const bf16 *)head, rows, b->N, C, V, (void *)logits, V}, stream);
-  return qk_launched(name, cudaGetLastError());
+  return head_product<LOGITS_F32>(name, {(const bf16 *)xn, (const bf16 *)head, rows, b->N, C, V, (void *)logits, V}, stream);
 }
 
 int64_t qk_kl_work(int32_t N, int32_t V) { return 2 * (int64_t)(N < head_chunk ? N : head_chunk) * V * (int64_t)sizeof(float); }
@@ -201,11 +228,11 @@ qk_status qk_kl(qk_ptr kl, qk_ptr base, qk_ptr tuned, qk_ptr head, const qk_batc
     n = chunk_rows(b->N - done, fit);
     float *p = (float *)work, *q = p + (int64_t)n * V;
     head_problem product = {(const bf16 *)base, (const bf16 *)head, (const int32_t *)b->rows + done, n, C, V, p, V};
-    head_product<LOGITS_F32>(product, stream);
+    qk_status status = head_product<LOGITS_F32>(name, product, stream);
     product.xn = (const bf16 *)tuned, product.logits = q;
-    head_product<LOGITS_F32>(product, stream);
-    kl_kernel<<<n, head_row_threads, 0, stream>>>((float *)kl + done, p, q, V);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
+    if (!status) status = head_product<LOGITS_F32>(name, product, stream);
+    if (!status) status = qk_launch(name, kl_kernel, n, head_row_threads, stream, (float *)kl + done, p, q, V);
+    if (status) return status;
   }
   return QK_OK;
 }

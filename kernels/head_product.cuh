@@ -15,6 +15,7 @@ Oracle  model/cpu/headloss.go */
 #include <cuda_fp16.h>
 
 #include "mma.cuh"
+#include "status.h"
 
 constexpr int head_tile = 128, head_k = 32, head_stages = 3, head_threads = 128;
 constexpr int head_operand_bytes = head_tile * head_k * 2, head_stage_bytes = 2 * head_operand_bytes;
@@ -35,6 +36,7 @@ struct head_problem {
   void *logits;          // float (n,V), or half (n,ld)
   int64_t ld;            // V rounded up to 8
   head_stat *stats;      // (n, parts)
+  int parts;             // of a row's statistics
   float *target_logit;   // (n)
   const int32_t *targets;
 };
@@ -97,7 +99,7 @@ QK_DEVICE void head_row_stats(const head_problem &p, const float (&v)[16], int r
   s.sum += __shfl_xor_sync(~0u, s.sum, 1);
   s.sum += __shfl_xor_sync(~0u, s.sum, 2);
   if (row >= p.n) return;
-  if (lane % 4 == 0) p.stats[(int64_t)row * head_parts(p.V) + column / head_part] = s;
+  if (lane % 4 == 0) p.stats[(int64_t)row * p.parts + column / head_part] = s;
   const int target = __ldg(p.targets + row);
 #pragma unroll
   for (int j = 0; j < 16; j++)
@@ -123,6 +125,7 @@ QK_DEVICE void head_store(const head_problem &p, const float (&v)[16], int64_t r
 
 template <head_output Output>
 __global__ void __launch_bounds__(head_threads, 2) head_product_kernel(const __grid_constant__ head_problem p) {
+  take_turn();
   __shared__ __align__(128) uint8_t memory[head_stages * head_stage_bytes];
   const int row = blockIdx.x * head_tile, column = blockIdx.y * head_tile;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warp_row = warp % 2 * 64, warp_column = warp / 2 * 64;
@@ -162,7 +165,7 @@ __global__ void __launch_bounds__(head_threads, 2) head_product_kernel(const __g
     }
 }
 
-template <head_output Output> static void head_product(const head_problem &p, cudaStream_t stream) {
+template <head_output Output> static qk_status head_product(const char *name, const head_problem &p, cudaStream_t stream) {
   const dim3 grid((p.n + head_tile - 1) / head_tile, (p.V + head_tile - 1) / head_tile);
-  head_product_kernel<Output><<<grid, head_threads, 0, stream>>>(p);
+  return qk_launch(name, head_product_kernel<Output>, grid, head_threads, stream, p);
 }

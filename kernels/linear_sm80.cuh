@@ -132,6 +132,7 @@ QK_DEVICE void linear_sm80_finish(const linear_problem &p, uint8_t *tile, float 
 template <bool BNInner>
 __global__ void __launch_bounds__(linear_sm80_layout::threads, 2)
     linear_sm80_kernel(const __grid_constant__ linear_problem p, int k_blocks, int blocks) {
+  take_turn();
   typedef linear_sm80_layout L;
   extern __shared__ __align__(1024) uint8_t memory[];
   const int row = blockIdx.x * L::rows, column = blockIdx.y * L::columns;
@@ -184,10 +185,7 @@ __global__ void __launch_bounds__(linear_sm80_layout::threads, 2)
 qk_status linear_sm80(const linear_problem &p, cudaStream_t stream) {
   typedef linear_sm80_layout L;
   const auto kernel = p.b_n_inner ? linear_sm80_kernel<true> : linear_sm80_kernel<false>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, L::bytes);
-  if (error != cudaSuccess) return qk_launched(p.name, error);
   const int k_blocks = ceil_div(p.K, L::k), blocks = k_blocks + ceil_div(p.R, L::k);
   const dim3 grid(ceil_div(p.M, L::rows), ceil_div(p.N, L::columns));  // rows fastest: neighbours share columns of B
-  kernel<<<grid, L::threads, L::bytes, stream>>>(p, k_blocks, blocks);
-  return qk_launched(p.name, cudaGetLastError());
+  return qk_launch(p.name, kernel, grid, 1, L::threads, L::bytes, stream, p, k_blocks, blocks);
 }

@@ -22,131 +22,12 @@ Tried   (in turn with cuBLAS, H200) remote arrive with .release.cluster 0.70, wi
 Oracle  model/cpu/linear.go */
 #pragma once
 
-#include "linear.cuh"
-#include "sm90.cuh"
-#include "tensor_map.h"
-#include "tiles.h"
-#include "wgmma.cuh"
-
-/* Everything a tile shape implies, in bytes. */
-template <int Tile, bool BNInner> struct linear_sm90_layout {
-  static constexpr linear_sm90_tile tile = linear_sm90_tiles[Tile];
-  static constexpr int width = tile.width, stages = tile.stages, block_rows = 128, block_k = 64;
-
-  // B with N innermost lies in chunks of chunk_columns, of which the last may be partly unused; its two halves of 32 k,
-  // one from each block of the cluster, behind each other. With K innermost the halves are halves of the columns.
-  static constexpr int chunks = ceil_div(width, tile.chunk_columns);
-  static constexpr int chunk_bytes = 32 * tile.chunk_columns * 2;
-  static constexpr int a_bytes = block_rows * block_k * 2;
-  static constexpr int b_bytes = BNInner ? 2 * chunks * chunk_bytes : width * block_k * 2;
-  static constexpr int stage_bytes = a_bytes + b_bytes;
-
-  // C leaves in stores of (64, store_columns), through a warpgroup's slots, committed by groups.
-  static constexpr int stores = width / tile.store_columns;
-  static constexpr int slot_bytes = 64 * tile.store_columns * 2;
-  static constexpr int store_group = tile.store_slots >= stores ? stores : tile.store_slots / 2;
-  static constexpr int groups_in_flight = tile.store_slots >= stores ? 0 : tile.store_slots / store_group - 1;
-
-  // The residual fills one ring stage and, where it is wider, a second.
-  static constexpr int residual_bytes = block_rows * tile.store_columns * 2;  // both warpgroups' rows of one store
-  static constexpr int residual_first = stores < stage_bytes / residual_bytes ? stores : stage_bytes / residual_bytes;
-  static_assert(stores - residual_first <= residual_first, "the residual must fit in two stages");
-
-  static constexpr int slots_at = stages * stage_bytes;
-  static constexpr int bias_at = slots_at + 2 * tile.store_slots * slot_bytes;
-  static constexpr int barriers_at = bias_at + 2 * width * 4;
-  static constexpr int bytes = barriers_at + 2 * stages * 8;
-  static_assert(bytes <= 227 * 1024, "a block has 227 KB of shared memory");
-  static_assert(stage_bytes % 1024 == 0 && slot_bytes % 1024 == 0, "swizzled tiles start at multiples of 1024");
-  static_assert(BNInner || width % 16 == 0, "half of B's columns must be whole groups of 8");
-};
-
-struct linear_sm90_maps {
-  CUtensorMap a, b, c, u, lora_b, residual;
-};
-
-/* How the tiles and the k blocks of a product are counted. */
-struct linear_sm90_counts {
-  int row_tiles, tiles;  // 256 rows each; all
-  int k_blocks;          // of A and B
-  int full_blocks;       // k_blocks and those of U and L but for the tail
-
-  // Rows fastest: the tiles that run together share their columns of B.
-  __device__ __forceinline__ int first_row(int tile, int rank) const { return (tile % row_tiles * 2 + rank) * 128; }
-  __device__ __forceinline__ int column(int tile) const { return tile / row_tiles; }
-};
-
-/* The producer: one thread that keeps the ring full. */
-template <class Layout, bool BNInner, int Tail>
-QK_DEVICE void linear_sm90_produce(const linear_sm90_maps &maps, const linear_sm90_counts &n, const linear_problem &p,
-                                   uint32_t base, uint32_t full, uint32_t empty, int rank) {
-  constexpr auto tile = Layout::tile;
-  ring_cursor at = {0, 0};
-  for (int t = blockIdx.x / 2; t < n.tiles; t += gridDim.x / 2) {
-    const int row = n.first_row(t, rank), column = n.column(t) * tile.width;
-    for (int i = 0; i < n.full_blocks + (Tail > 0); i++) {
-      const bool lora = i >= n.k_blocks;
-      const int k = (lora ? i - n.k_blocks : i) * Layout::block_k;
-      const uint32_t arrived = full + 8 * at.stage, a = base + at.stage * Layout::stage_bytes, b = a + Layout::a_bytes;
-      barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
-      barrier_expect(arrived, Layout::stage_bytes);
-      tma_load(a, lora ? &maps.u : &maps.a, arrived, k, row);
-      if constexpr (BNInner) {
-#pragma unroll
-        for (int c = 0; c < Layout::chunks; c++)
-          tma_load_multicast(b + rank * (Layout::b_bytes / 2) + c * Layout::chunk_bytes, &maps.b, arrived, 3,
-                             column + c * tile.chunk_columns, k + 32 * rank);
-      } else {
-        tma_load_multicast(b + rank * (Layout::b_bytes / 2), lora ? &maps.lora_b : &maps.b, arrived, 3, k,
-                           column + rank * (tile.width / 2));
-      }
-      at.advance(tile.stages);
-    }
-    if (!p.residual) continue;
-    for (int first = 0; first < Layout::stores; first += Layout::residual_first) {
-      const int count = min(Layout::residual_first, Layout::stores - first);
-      const uint32_t arrived = full + 8 * at.stage;
-      barrier_wait(empty + 8 * at.stage, at.parity ^ 1);
-      barrier_expect(arrived, count * Layout::residual_bytes);
-      for (int i = 0; i < count; i++)
-        tma_load(base + at.stage * Layout::stage_bytes + i * Layout::residual_bytes, &maps.residual, arrived,
-                 column + (first + i) * tile.store_columns, row);
-      at.advance(tile.stages);
-    }
-  }
-}
-
-/* One k block of Steps k16 steps, issued and committed, not waited for. */
-template <class Layout, bool BNInner, int Steps>
-QK_DEVICE void linear_sm90_multiply(float (&d)[Layout::width / 2], uint64_t a, uint64_t b, bool accumulate) {
-  wgmma_fence();
-#pragma unroll
-  for (int j = 0; j < Steps; j++) {
-    // K innermost: 16 k are 32 bytes of a row. N innermost: 16 rows of k, or the other half.
-    constexpr int row_bytes = Layout::tile.chunk_columns * 2;
-    const int b_bytes = BNInner ? (j / 2) * (Layout::b_bytes / 2) + (j % 2) * 16 * row_bytes : 32 * j;
-    wgmma<Layout::width>::template ss<BNInner>(d, a + 2 * j, b + (b_bytes >> 4), accumulate || j > 0);
-  }
-  wgmma_commit();
-}
-
-/* Frees a stage in both blocks, whose halves of B lie in it: the first two lanes of each warp arrive, one at each. */
-QK_DEVICE void linear_sm90_release(uint32_t empty, int stage, int lane) {
-  if (lane < 2) barrier_arrive_block(empty + 8 * stage, lane);
-}
+#include "linear_sm90_ring.cuh"
 
 /* Where the bias of a tile's column lies among the floats: the four of a thread in 16 columns side by side. */
 QK_DEVICE int linear_sm90_bias_place(int column) {
   return (column & ~15) + (column & 7) / 2 * 4 + (column >> 3 & 1) * 2 + (column & 1);
 }
-
-/* A consumer's view of its tile. */
-struct linear_sm90_slab {
-  uint32_t base, full, empty;  // ring
-  uint32_t slots, bias;        // this warpgroup's
-  int group, warp, lane;       // warpgroup 0 or 1, warp in it
-  int row, column;             // of the tile's first element
-};
 
 /* The angles of 16 columns that a thread rotates: of its two rows the pairs at its columns and 8 further on. */
 struct linear_sm90_angles {
@@ -248,10 +129,6 @@ template <class Layout, bool BNInner, int Tail>
 QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm90_counts &n, const linear_problem &p,
                                    linear_sm90_slab s, int rank) {
   constexpr auto tile = Layout::tile;
-  constexpr swizzle b_swizzle = BNInner && tile.chunk_columns == 32 ? swizzle_64 : swizzle_128;
-  constexpr int b_row = BNInner ? tile.chunk_columns * 2 : 128;
-  const uint64_t a0 = descriptor(s.base + s.group * (Layout::a_bytes / 2), 16, 1024, swizzle_128);
-  const uint64_t b0 = descriptor(s.base + Layout::a_bytes, BNInner ? Layout::chunk_bytes : 16, 8 * b_row, b_swizzle);
   float d[Layout::width / 2];
   ring_cursor at = {0, 0};
 
@@ -269,40 +146,17 @@ QK_DEVICE void linear_sm90_consume(const linear_sm90_maps &maps, const linear_sm
       if (s.column < p.rope_columns && row < p.M) position[i] = __ldg(p.rope.pos + row);
     }
 
-    int previous = -1;
-    for (int i = 0; i < n.full_blocks; i++) {
-      const uint64_t offset = (uint64_t)(at.stage * Layout::stage_bytes) >> 4;
-      barrier_wait(s.full + 8 * at.stage, at.parity);
-      linear_sm90_multiply<Layout, BNInner, 4>(d, a0 + offset, b0 + offset, i > 0);
-      if (previous >= 0) {
-        wgmma_wait<1>();
-        linear_sm90_release(s.empty, previous, s.lane);
-      }
-      previous = at.stage;
-      at.advance(tile.stages);
-    }
-    // Behind the last products: the first angles and, past the reads of the tile before, the bias.
     linear_sm90_angles angles[linear_sm90_ahead];
+    linear_sm90_accumulate<Layout, BNInner, Tail>(d, n, s, at, [&] {
 #pragma unroll
-    for (int i = 0; i < linear_sm90_ahead; i++)
-      if (s.column + 16 * i < p.rope_columns) angles[i].load(p.rope, position, s.column + 16 * i, s.lane);
-    if (p.bias)
+      for (int i = 0; i < linear_sm90_ahead; i++)
+        if (s.column + 16 * i < p.rope_columns) angles[i].load(p.rope, position, s.column + 16 * i, s.lane);
+      if (p.bias)
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        if (thread + 128 * i < tile.width)
-          asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.bias + linear_sm90_bias_place(thread + 128 * i) * 4), "f"(bias[i]) : "memory");
-    if constexpr (Tail > 0) {
-      const uint64_t offset = (uint64_t)(at.stage * Layout::stage_bytes) >> 4;
-      barrier_wait(s.full + 8 * at.stage, at.parity);
-      linear_sm90_multiply<Layout, BNInner, Tail>(d, a0 + offset, b0 + offset, true);
-      wgmma_wait<1>();
-      linear_sm90_release(s.empty, previous, s.lane);
-      previous = at.stage;
-      at.advance(tile.stages);
-    }
-    wgmma_wait<0>();
-    settle(d);
-    linear_sm90_release(s.empty, previous, s.lane);
+        for (int i = 0; i < 2; i++)
+          if (thread + 128 * i < tile.width)
+            asm volatile("st.shared.f32 [%0], %1;" ::"r"(s.bias + linear_sm90_bias_place(thread + 128 * i) * 4), "f"(bias[i]) : "memory");
+    });
     linear_sm90_store<Layout>(maps, p, s, at, d, position, angles);
   }
   if (s.warp == 0 && s.lane == 0) tma_store_wait();
@@ -319,20 +173,7 @@ __global__ void __launch_bounds__(384, 1)
   const uint32_t base = shared_address(memory);
   const uint32_t full = base + Layout::barriers_at, empty = full + 8 * Layout::stages;
   const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-  const int rank = cluster_rank();
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Layout::stages; i++) {
-      barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, 8 * 2);  // the consumer warps of both blocks
-    }
-    barrier_init_visible();
-    tma_prefetch(&maps.a);
-    tma_prefetch(&maps.b);
-    tma_prefetch(&maps.c);
-  }
-  cluster_sync();
-  wait_for_previous_kernel();
-
+  const int rank = linear_sm90_open<Layout>(full, empty, maps);
   if (group == 2) {
     leave_registers<40>();
     if (warp == 0 && lane == 0) linear_sm90_produce<Layout, BNInner, Tail>(maps, n, p, base, full, empty, rank);
@@ -373,7 +214,7 @@ static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &de
   n.full_blocks = n.k_blocks + ceil_div(p.R, 64) - (Tail > 0);
 
   const int clusters = n.tiles < device.multiprocessors / 2 ? n.tiles : device.multiprocessors / 2;
-  return launch_dependent(p.name, linear_sm90_kernel<Tile, BNInner, Tail>, 2 * clusters, 2, 384, Layout::bytes, stream, maps, n, p);
+  return qk_launch(p.name, linear_sm90_kernel<Tile, BNInner, Tail>, 2 * clusters, 2, 384, Layout::bytes, stream, maps, n, p);
 }
 
 template <bool BNInner, int Tail>

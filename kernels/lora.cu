@@ -1,14 +1,16 @@
 /* LoRA: the bf16 packs of its factors, and the low-rank products for ops that do not make them themselves.
 
 Math    pack_a = A, pack_b = B, pack_bt = B', rounded, in the weight's row order
-        down: u = s * dropout(x) * A';  up: du = s * dy * B;  back: dx += mask * (du * A)
-Shapes  x, dx (T,in), dy (T,out), u, du (T,Rt) bf16; a (R,in), b (rows,R) f32        Limits  lora_check
+        down: u = s * dropout(x) * A';  up: du = s * dy * B
+Shapes  x (T,in), dy (T,out), u, du (T,Rt) bf16; a (R,in), b (rows,R) f32        Limits  lora_check
 Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
         the tokens beside it. Few tokens in inference take another kernel, which sums in another order.
-Bound   memory: x once a module (down), dy once (up), dx read and written (back)
+Bound   memory: x once a module (down), dy once (up)
 Form    Blocks of 16 tokens by the whole row, so that A is read T/16 times from L2 and not T times; mma.sync on fragments
         loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card.
 Oracle  model/cpu/lora.go */
+#include <string.h>
+
 #include "lora.cuh"
 
 qk_status lora_check(const char *name, const qk_lora *l) {
@@ -28,13 +30,21 @@ qk_status lora_check(const char *name, const qk_lora *l) {
   return QK_OK;
 }
 
-/* ---- Packs. A thread an element of each in turn. */
+/* ---- Packs of many adapters at once. Block (run of elements, adapter): a thread an element of each pack in turn. */
 
-__global__ void lora_pack_kernel(const __grid_constant__ qk_lora l) {
-  const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t e = first; e < (int64_t)l.out * l.rank; e += step) {
-    const int64_t column = e / l.rank;
-    const int k = e % l.rank;
+constexpr int pack_most = 128, pack_threads = 256, pack_blocks = 64;  // adapters of a launch; blocks of an adapter
+
+struct pack_problem {
+  qk_lora l[pack_most];
+};
+static_assert(sizeof(pack_problem) <= 32764, "what a launch can take as arguments");
+
+__global__ void __launch_bounds__(pack_threads) lora_pack_kernel(const __grid_constant__ pack_problem p) {
+  take_turn();
+  const qk_lora &l = p.l[blockIdx.y];
+  const int first = blockIdx.x * pack_threads + threadIdx.x, step = gridDim.x * pack_threads;
+  for (int e = first; e < l.out * l.rank; e += step) {
+    const int column = e / l.rank, k = e % l.rank;
     int m = 0;
     while (m + 1 < l.n && k >= l.m[m + 1].col) m++;
     const int c = part_place(l, l.m[m], column);
@@ -45,12 +55,12 @@ __global__ void lora_pack_kernel(const __grid_constant__ qk_lora l) {
     const qk_module &mod = l.m[m];
     const float *a = (const float *)mod.a, *b = (const float *)mod.b;
     bf16 *to = (bf16 *)l.pack_a + (int64_t)mod.col * l.in;
-    for (int64_t e = first; e < (int64_t)mod.rank * l.in; e += step) to[e] = __float2bfloat16(a[e]);
+    for (int e = first; e < mod.rank * l.in; e += step) to[e] = __float2bfloat16(a[e]);
     if (!l.pack_bt) continue;
     to = (bf16 *)l.pack_bt + bt_offset(l, m);
-    for (int64_t e = first; e < (int64_t)mod.rank * mod.rows; e += step) {
+    for (int e = first; e < mod.rank * mod.rows; e += step) {
       const int r = e / mod.rows, c = e % mod.rows;
-      to[e] = __float2bfloat16(b[(int64_t)own_row(l, mod, c) * mod.rank + r]);
+      to[e] = __float2bfloat16(b[own_row(l, mod, c) * mod.rank + r]);
     }
   }
 }
@@ -72,10 +82,11 @@ template <down_side Side> struct down_operand {
 
 constexpr int down_warps = 16;
 
-/* Block (tile of tokens, module). */
-template <down_side Side>
-__global__ void __launch_bounds__(down_warps * 32, 1)
+/* Block (tile of tokens, module). Tiles: of 8 ranks. */
+template <down_side Side, int Tiles>
+__global__ void __launch_bounds__(down_warps * 32, Tiles <= 2 ? 2 : 1)
     lora_down_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
+  take_turn();
   __shared__ __align__(16) float shared[down_warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, m = blockIdx.y;
   const int t0 = first + lane / 4, t1 = t0 + 8;
@@ -86,7 +97,7 @@ __global__ void __launch_bounds__(down_warps * 32, 1)
   uint2 key = {};
   if (operand.threshold) key = batch.key(), token0 = dropout_token_of(batch, t0, T), token1 = dropout_token_of(batch, t1, T);
 
-  float acc[lora_rank_tiles][4] = {};
+  float acc[Tiles][4] = {};
 #pragma unroll 4
   for (int base = warp * 32; base < operand.K; base += down_warps * 32) {
     const int c = base + 8 * (lane % 4);
@@ -108,6 +119,7 @@ constexpr int few_threads = 256;
 
 __global__ void __launch_bounds__(few_threads)
     lora_down_few_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch) {
+  take_turn();
   __shared__ float shared[few_threads / 32];
   const int t = blockIdx.x, column = blockIdx.y;
   int m = 0;
@@ -136,66 +148,37 @@ __global__ void __launch_bounds__(few_threads)
   u[(int64_t)t * l.rank + column] = __float2bfloat16(sum * mod.scale * dropout_scale(mod.threshold));
 }
 
+template <down_side Side>
+static qk_status run_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
+  const int tiles = lora_rank_tiles(l);
+  const auto kernel = tiles == 1 ? lora_down_kernel<Side, 1> : tiles == 2 ? lora_down_kernel<Side, 2> : lora_down_kernel<Side, 8>;
+  return qk_launch(name, kernel, dim3(lora_tiles(b->T), l->n), down_warps * 32, stream, u, x, *l, dropout_batch(b), b->T);
+}
+
 qk_status lora_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
   if (const qk_status status = lora_check(name, l)) return status;
-  if (lora_few(l, b))
-    lora_down_few_kernel<<<dim3(b->T, l->rank), few_threads, 0, stream>>>(u, x, *l, dropout_batch(b));
-  else
-    lora_down_kernel<DOWN><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(u, x, *l, dropout_batch(b), b->T);
-  return qk_launched(name, cudaGetLastError());
+  if (lora_few(l, b)) return qk_launch(name, lora_down_few_kernel, dim3(b->T, l->rank), few_threads, stream, u, x, *l, dropout_batch(b));
+  return run_down<DOWN>(name, u, x, l, b, stream);
 }
 qk_status lora_up(const char *name, bf16 *du, const bf16 *dy, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
   if (const qk_status status = lora_check(name, l)) return status;
   if (!l->pack_bt) return qk_fail(QK_BAD_ARGUMENT, "%s: du needs pack_bt", name);
-  lora_down_kernel<UP><<<dim3(lora_tiles(b->T), l->n), down_warps * 32, 0, stream>>>(du, dy, *l, dropout_batch(b), b->T);
-  return qk_launched(name, cudaGetLastError());
+  return run_down<UP>(name, du, dy, l, b, stream);
 }
 
-/* ---- back. Block (tile of tokens, run of chunks). */
-
-constexpr int back_warps = 8, back_chunks = 4;  // chunks of 64 columns a warp
-
-__global__ void __launch_bounds__(back_warps * 32)
-    lora_back_kernel(bf16 *dx, const bf16 *du, const __grid_constant__ qk_lora l, dropout_batch batch, int T) {
-  __shared__ __align__(16) back_tile tile;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens, q = lane % 4;
-  const int t[2] = {first + lane / 4, first + lane / 4 + 8};
-  const uint2 key = batch.key();
-  const dropout_token tokens[2] = {dropout_token_of(batch, t[0], T), dropout_token_of(batch, t[1], T)};
-  back_load(tile, du, l, first, T);
-  __syncthreads();
-  for (int chunk = 0; chunk < back_chunks; chunk++) {
-    const int base = ((blockIdx.y * back_chunks + chunk) * back_warps + warp) * 64;
-    if (base >= l.in) return;
-    float sum[8][4] = {};
-    back_multiply(sum, tile, l, base, key, tokens, lane);
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const int c = base + 16 * q + 8 * (k % 2);
-      if (t[k / 2] >= T || c >= l.in) continue;
-      uint4 *place = (uint4 *)(dx + (int64_t)t[k / 2] * l.in + c);
-      float f[8];
-      unpack8(f, *place);
-#pragma unroll
-      for (int j = 0; j < 8; j++) f[j] += sum[j][k];
-      *place = pack8(f);
-    }
-  }
-}
-
-qk_status lora_back(const char *name, bf16 *dx, const bf16 *du, const qk_lora *l, const qk_batch *b, cudaStream_t stream) {
-  if (const qk_status status = lora_check(name, l)) return status;
-  const int width = 64 * back_warps * back_chunks;
-  lora_back_kernel<<<dim3(lora_tiles(b->T), (l->in + width - 1) / width), back_warps * 32, 0, stream>>>(dx, du, *l, dropout_batch(b), b->T);
-  return qk_launched(name, cudaGetLastError());
-}
-
-extern "C" qk_status qk_lora_pack(const qk_lora *l, qk_stream s) {
+extern "C" qk_status qk_lora_pack(const qk_lora *l, int32_t n, qk_stream s) {
   const char *name = "qk_lora_pack";
-  if (!l) return qk_fail(QK_BAD_ARGUMENT, "%s: no LoRA", name);
-  if (const qk_status status = lora_check(name, l)) return status;
-  if (l->kind == QK_QKV && (l->h.D < 2 || l->h.D % 2)) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d", name, l->h.D);
-  const int64_t most = (int64_t)(l->in > l->out ? l->in : l->out) * l->rank;
-  lora_pack_kernel<<<(unsigned)((most + 255) / 256), 256, 0, (cudaStream_t)s>>>(*l);
-  return qk_launched(name, cudaGetLastError());
+  static thread_local pack_problem p;
+  for (int i = 0; i < n; i++) {
+    if (const qk_status status = lora_check(name, l + i)) return status;
+    if (l[i].kind == QK_QKV && (l[i].h.D < 2 || l[i].h.D % 2)) return qk_fail(QK_BAD_ARGUMENT, "%s: heads of %d", name, l[i].h.D);
+    const int64_t most = (int64_t)(l[i].in > l[i].out ? l[i].in : l[i].out) * l[i].rank;
+    if (most > INT32_MAX) return qk_fail(QK_BAD_ARGUMENT, "%s: a pack of %lld numbers; at most 2^31", name, (long long)most);
+  }
+  for (int first = 0; first < n; first += pack_most) {
+    const int count = n - first < pack_most ? n - first : pack_most;
+    memcpy(p.l, l + first, count * sizeof(qk_lora));
+    if (const qk_status status = qk_launch(name, lora_pack_kernel, dim3(pack_blocks, count), pack_threads, (cudaStream_t)s, p)) return status;
+  }
+  return QK_OK;
 }

@@ -5,8 +5,8 @@ down   u = s * dropout(x) * A'        also du = s * dy * B, where B' takes the p
 back   dx += mask * (du * A)
 
 In down a warp walks over x in chunks of 32 columns: lane 4i + q holds, of tokens i and i + 8, the eight columns from 8q,
-which are eight k of the product and one block of dropout lanes. In back a chunk is 64 columns: the lane holds the sixteen
-columns from 16q, two blocks of dropout lanes. */
+which are eight k of the product and one block of dropout lanes. In back a chunk is 64 columns: the lane holds the eight from 8q
+and the eight from 32 + 8q, two blocks of dropout lanes, so that the four lanes of a row touch whole 32-byte sectors. */
 #pragma once
 
 #include "dropout.cuh"
@@ -14,8 +14,7 @@ columns from 16q, two blocks of dropout lanes. */
 #include "mma.cuh"
 #include "status.h"
 
-constexpr int lora_tokens = 16;                  // of a tile
-constexpr int lora_rank_tiles = QK_MAX_RANK / 8;  // n tiles of the largest module
+constexpr int lora_tokens = 16;  // of a tile
 
 /* Launchers: what a fused op that does not yet make u, du itself calls after or before it. */
 
@@ -23,14 +22,19 @@ constexpr int lora_rank_tiles = QK_MAX_RANK / 8;  // n tiles of the largest modu
 qk_status lora_down(const char *name, bf16 *u, const bf16 *x, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
 /* du (T,Rt) = s * dy * B, dy (T,out). */
 qk_status lora_up(const char *name, bf16 *du, const bf16 *dy, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
-/* dx (T,in) += mask * (du * A), du (T,Rt). */
-qk_status lora_back(const char *name, bf16 *dx, const bf16 *du, const qk_lora *l, const qk_batch *b, cudaStream_t stream);
 /* Whether the limits of api.h hold. l may be null. */
 qk_status lora_check(const char *name, const qk_lora *l);
 
 /* Decoding: few tokens take other kernels, which sum in another order. Not in training, where a row must give the same bits
 alone as beside others: there l, which may be null, has its pack_bt. */
-static inline bool lora_few(const qk_lora *l, const qk_batch *b) { return l && !l->pack_bt && b->T <= 8; }
+static inline bool lora_few(const qk_lora *l, const qk_batch *b) { return !(l && l->pack_bt) && b->T <= 8; }
+
+/* Tiles of 8 ranks that kernels are compiled for, whose sums stay in registers: those of the largest module, 1, 2 or 8. */
+static inline int lora_rank_tiles(const qk_lora *l) {
+  int rank = 0;
+  for (int i = 0; l && i < l->n; i++) rank = l->m[i].rank > rank ? l->m[i].rank : rank;
+  return rank <= 8 ? 1 : rank <= 16 ? 2 : QK_MAX_RANK / 8;
+}
 
 /* Tile rows are launched one a block. */
 static inline unsigned lora_tiles(int T) { return (T + lora_tokens - 1) / lora_tokens; }
@@ -82,40 +86,40 @@ QK_DEVICE void down_store(bf16 *u, int ld, int col, int rank, const float (&acc)
 
 /* ---- back */
 
-/* du of the tile's tokens in shared memory, each module's ranks padded with zeros to a multiple of 8. The stride lets the
-lanes of a fragment meet 32 banks. */
-constexpr int back_stride = QK_MAX_MODULES * QK_MAX_RANK + 8;
-typedef bf16 back_tile[lora_tokens][back_stride];
+/* du of a tile's tokens in shared memory, rows `stride` apart, each module's ranks padded with zeros to a multiple of 8. The
+strides let the lanes of a fragment meet 32 banks. */
+constexpr int back_stride = QK_MAX_MODULES * QK_MAX_RANK + 8, back_stride_one = QK_MAX_RANK + 8;  // of one module
 
-/* Fills it; the caller synchronises. */
-QK_DEVICE void back_load(back_tile &tile, const bf16 *du, const qk_lora &l, int first, int T) {
+/* Fills it, by so many threads; the caller synchronises. */
+QK_DEVICE void back_load(bf16 *tile, int stride, const bf16 *du, const qk_lora &l, int first, int T, int thread, int threads) {
   int padded = 0;
   for (int m = 0; m < l.n; m++) {
     const int rank = l.m[m].rank, width = (rank + 7) / 8 * 8;
-    for (int e = threadIdx.x; e < lora_tokens * width; e += blockDim.x) {
+    for (int e = thread; e < lora_tokens * width; e += threads) {
       const int t = e / width, r = e % width;
-      tile[t][padded + r] = r < rank && first + t < T ? du[(int64_t)(first + t) * l.rank + l.m[m].col + r] : (bf16)0.f;
+      tile[t * stride + padded + r] = r < rank && first + t < T ? du[(int64_t)(first + t) * l.rank + l.m[m].col + r] : (bf16)0.f;
     }
     padded += width;
   }
 }
 
-/* Adds mask * (du * A) of all modules at the 64 columns from base. sum[j][2h + g]: token i + 8h, column base + 16q + 8g + j;
+/* Adds mask * (du * A) of all modules at the 64 columns from base. sum[j][2h + g]: token i + 8h, column base + 32g + 8q + j;
 both tokens' parts of the dropout counter are given. */
-QK_DEVICE void back_multiply(float (&sum)[8][4], const back_tile &tile, const qk_lora &l, int base, uint2 key,
+QK_DEVICE void back_multiply(float (&sum)[8][4], const bf16 *tile, int stride, const qk_lora &l, int base, uint2 key,
                              const dropout_token (&tokens)[2], int lane) {
   const int i = lane / 4, q = lane % 4;
   int padded = 0;
   for (int m = 0; m < l.n; m++) {
     const qk_module &mod = l.m[m];
-    const bf16 *a = (const bf16 *)l.pack_a + (int64_t)mod.col * l.in + base + 8 * i;
-    const bool inside = base + 8 * i < l.in;
+    const int c = base + 32 * (i % 2) + 8 * (i / 2);  // n of the product is the group of eight columns
+    const bf16 *a = (const bf16 *)l.pack_a + (int64_t)mod.col * l.in + c;
+    const bool inside = c < l.in;
     float acc[8][4] = {};
     for (int r0 = 0; r0 < mod.rank; r0 += 8) {
       const int r = r0 + 2 * q;
       const uint4 w0 = load16(a + (int64_t)r * l.in, inside && r < mod.rank);
       const uint4 w1 = load16(a + (int64_t)(r + 1) * l.in, inside && r + 1 < mod.rank);
-      const uint32_t a0 = *(const uint32_t *)&tile[i][padded + r], a1 = *(const uint32_t *)&tile[i + 8][padded + r];
+      const uint32_t a0 = *(const uint32_t *)(tile + i * stride + padded + r), a1 = *(const uint32_t *)(tile + (i + 8) * stride + padded + r);
 #pragma unroll
       for (int j = 0; j < 8; j++) mma_k8(acc[j], a0, a1, pair_of(w0, w1, j));
     }
@@ -130,7 +134,7 @@ QK_DEVICE void back_multiply(float (&sum)[8][4], const back_tile &tile, const qk
     const float scale = dropout_scale(mod.threshold);
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const uint4 keep = dropout_mask(key, (base + 16 * q) / 8 + k % 2, tokens[k / 2], mod.stream, mod.threshold);
+      const uint4 keep = dropout_mask(key, base / 8 + 4 * (k % 2) + q, tokens[k / 2], mod.stream, mod.threshold);
 #pragma unroll
       for (int j = 0; j < 8; j++)
         if (word(keep, j / 2) >> (j % 2 * 16) & 1) sum[j][k] = fmaf(scale, acc[j][k], sum[j][k]);

@@ -1,30 +1,38 @@
 /* Gradients of LoRA factors: sums over tokens, several jobs in one launch.
 
-Math    dA += du' * dropout(x);  dB += dy' * u
+Math    dA += du' * dropout(x), x perhaps x*rho*w of a norm's input;  dB += dy' * u
 Shapes  x (T,in), dy (T,out), u, du (T,Rt) bf16; dA (R,in), dB (rows,R) f32       Limits  lora_check; at most grad_max_jobs
 Numeric f32 sums over fixed blocks of 256 tokens, added to the gradient one after another in index order: the same bits
         however much scratch memory there is, and however the tokens are cut into calls at multiples of 256
-Bound   memory: the wide operands once for 32 ranks (4 tiles of 8) of modules that share them
+Bound   memory: the wide operands once for 16 ranks (2 tiles of 8) of modules that share them
 Form    A warp takes a strip of 64 columns by 256 tokens, with mma.sync: rows are columns of the wide operand, n tiles are
         ranks, k is tokens. Lane 4i + q loads the eight columns from 8i of four tokens, which are four blocks of dropout
-        lanes, and pairs tokens by byte permutation. Sums of each block of tokens go to scratch memory in the order of
-        the fragments; a second kernel adds them.
+        lanes, and pairs tokens by byte permutation. Sums of each block of tokens go to scratch memory in the order of the
+        fragments; a second kernel adds them. A normed operand is made again from the norm's input, so that nothing else has to.
+Tried   (H100, cold, the jobs of attention at T = 2048, 7B) no loads ahead 37 us; blocks of one strip, a quarter of the tokens a
+        warp 56 us: what a block does once, reading its job among them, outweighs
 Oracle  model/cpu/lora.go, product.go */
 #include "lora_grad.cuh"
+#include "rmsnorm.cuh"
 
-constexpr int grad_warps = 4, grad_strip = 64, grad_tiles = 4, grad_max_groups = 64;
+constexpr int grad_warps = 4, grad_threads = 32 * grad_warps;
+constexpr int grad_ahead = 2;  // steps of 16 tokens whose loads are on their way
+constexpr int grad_strip = 64, grad_tiles = 2, grad_max_groups = 64;
 
-/* Up to four tiles of 8 ranks that read the same columns: of one module (dB), or of neighbours (dA). */
+/* Up to two tiles of 8 ranks that read the same columns: of one module (dB), or of neighbours (dA). */
 struct grad_group {
   int job, module, rank;  // the first tile's
   int tiles, strips;
-  int first_block;   // block of the launch; blocks take grad_warps strips
+  int first_block;   // of the launch; blocks take grad_warps strips
   int64_t partials;  // float4 before the group's in a block of tokens
 };
 struct grad_job {
   qk_lora l;
   const bf16 *wide, *low;
   int side;
+  const float *rho;  // of the norm whose input wide is, or null
+  const void *w;
+  int w_type;
 };
 struct grad_problem {
   int groups, blocks;  // blocks of the launch, for a block of tokens
@@ -69,16 +77,18 @@ QK_DEVICE uint4 grad_low(const grad_job &job, const qk_module &m, int r, int64_t
   return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-/* The wide operand at eight places from c of a token. */
-QK_DEVICE uint4 grad_wide(const grad_job &job, const qk_module &m, int c, int64_t t) {
-  const qk_lora &l = job.l;
-  return load16(job.wide + (job.side == SIDE_A ? t * l.in + c : t * l.out + part_column(l, m, c)));
+/* Eight of the norm's weights, where the wide operand is made of its input. */
+QK_DEVICE void grad_norm_weights(float (&w)[8], const grad_job &job, int c) {
+  if (job.w_type == QK_F32)
+    load_w(w, (const float *)job.w, c);
+  else
+    load_w(w, (const bf16 *)job.w, c);
 }
 
 /* Block (strips of a group, block of tokens). */
-__global__ void __launch_bounds__(grad_warps * 32, 4)
-    lora_grad_kernel(const __grid_constant__ grad_problem p, int first_block) {
-  __shared__ uint4 low[grad_tiles][grad_block];
+__global__ void __launch_bounds__(grad_threads, 4) lora_grad_kernel(const __grid_constant__ grad_problem p, int first_block) {
+  take_turn();
+  __shared__ __align__(16) uint4 low[grad_tiles][grad_block];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
   int g = 0;
   while (g + 1 < p.groups && (int)blockIdx.x >= p.group[g + 1].first_block) g++;
@@ -86,59 +96,73 @@ __global__ void __launch_bounds__(grad_warps * 32, 4)
   const grad_job &job = p.job[group.job];
   const qk_lora &l = job.l;
   const int first = (first_block + blockIdx.y) * grad_block, tokens = min(grad_block, p.T - first);
-
-  grad_tile tile = {group.module, group.rank};
-  for (int n = 0; n < group.tiles; n++, tile.next(l))
-    for (int t = threadIdx.x; t < grad_block; t += grad_warps * 32)
-      low[n][t] = t < tokens ? grad_low(job, l.m[tile.module], tile.rank, first + t) : make_uint4(0, 0, 0, 0);
-  __syncthreads();
-
   const int strip = (blockIdx.x - group.first_block) * grad_warps + warp, c = strip * grad_strip + 8 * i;
-  if (strip >= group.strips) return;
-  const bool inside = c < (job.side == SIDE_A ? l.in : l.m[group.module].rows);
-  const uint2 key = job.side == SIDE_A ? p.batch.key() : make_uint2(0, 0);
-  float acc[grad_tiles][4][4] = {};  // tile of ranks, of columns 8i + 2 * that and the next
+  const bool inside = strip < group.strips && c < (job.side == SIDE_A ? l.in : l.m[group.module].rows);
 
-#pragma unroll 2
-  for (int step = 0; step < tokens; step += 16) {
-    uint4 wide[4], kept[4];  // tokens 2q, 2q + 1, 2q + 8, 2q + 9
+  // Tokens 2q, 2q + 1, 2q + 8, 2q + 9 of a step of 16; those of the next steps are on their way.
+  const bf16 *column = job.wide + (job.side == SIDE_A ? c : part_column(l, l.m[group.module], c));
+  const int64_t pitch = job.side == SIDE_A ? l.in : l.out;
+  const auto token_of = [q](int step, int k) { return 16 * step + 2 * q + k % 2 + k / 2 * 8; };
+  uint4 wide[grad_ahead][4];
+  const auto load = [&](uint4(&to)[4], int step) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-      const int t = step + 2 * q + k % 2 + k / 2 * 8;
-      wide[k] = inside && t < tokens ? grad_wide(job, l.m[group.module], c, first + t) : make_uint4(0, 0, 0, 0);
+      const int t = token_of(step, k);
+      to[k] = load16(column + (first + t) * pitch, inside && t < tokens);
     }
-    uint32_t b[grad_tiles][2];
+  };
 #pragma unroll
-    for (int n = 0; n < grad_tiles; n += 2) {
-      if (n >= group.tiles) break;
-      uint32_t r[4];
-      load_matrices_transposed(r, shared_address(&low[n + lane / 16][step + lane % 16]));
-      b[n][0] = r[0], b[n][1] = r[1], b[n + 1][0] = r[2], b[n + 1][1] = r[3];
-    }
-    tile = {group.module, group.rank};
-    int module = -1;
+  for (int step = 0; step < grad_ahead; step++) load(wide[step], step);
+  grad_tile tile = {group.module, group.rank};
+  for (int n = 0; n < group.tiles; n++, tile.next(l))
+    for (int t = threadIdx.x; t < grad_block; t += grad_threads)
+      low[n][t] = t < tokens ? grad_low(job, l.m[tile.module], tile.rank, first + t) : make_uint4(0, 0, 0, 0);
+  __syncthreads();
+  if (strip >= group.strips) return;
+
+  const uint2 key = job.side == SIDE_A ? p.batch.key() : make_uint2(0, 0);
+  float acc[grad_tiles][4][4] = {};  // tile of ranks, of columns 8i + 2 * that and the next
+  for (int base = 0; 16 * base < tokens; base += grad_ahead)
 #pragma unroll
-    for (int n = 0; n < grad_tiles; n++) {
-      if (n >= group.tiles) break;
-      if (tile.module != module) {
-        module = tile.module;
-        const qk_module &m = l.m[module];
-        const bool drop = job.side == SIDE_A && m.threshold;
+    for (int ahead = 0; ahead < grad_ahead; ahead++) {
+      const int step = base + ahead;
+      uint4 own[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-          kept[k] = wide[k];
-          if (!drop) continue;
-          const dropout_token token = dropout_token_of(p.batch, first + step + 2 * q + k % 2 + k / 2 * 8, p.T);
-          kept[k] = masked(wide[k], dropout_mask(key, c / 8, token, m.stream, m.threshold));
-        }
+      for (int k = 0; k < 4; k++) own[k] = wide[ahead][k];
+      load(wide[ahead], step + grad_ahead);
+      if (job.rho) {
+        float w[8] = {};
+        if (inside) grad_norm_weights(w, job, c);
+#pragma unroll
+        for (int k = 0; k < 4; k++) own[k] = normalise(own[k], token_of(step, k) < tokens ? __ldg(job.rho + first + token_of(step, k)) : 0.f, w);
       }
+      tile = {group.module, group.rank};
+      int module = -1;
+      uint4 kept[4];
 #pragma unroll
-      for (int mt = 0; mt < 4; mt++)
-        mma_k16(acc[n][mt], pair_of(kept[0], kept[1], 2 * mt), pair_of(kept[0], kept[1], 2 * mt + 1),
-                pair_of(kept[2], kept[3], 2 * mt), pair_of(kept[2], kept[3], 2 * mt + 1), b[n][0], b[n][1]);
-      tile.next(l);
+      for (int n = 0; n < grad_tiles; n++) {
+        if (n >= group.tiles) break;
+        if (tile.module != module) {
+          module = tile.module;
+          const qk_module &m = l.m[module];
+          const bool drop = job.side == SIDE_A && m.threshold;
+#pragma unroll
+          for (int k = 0; k < 4; k++) {
+            kept[k] = own[k];
+            if (!drop) continue;
+            const dropout_token token = dropout_token_of(p.batch, first + token_of(step, k), p.T);
+            kept[k] = masked(kept[k], dropout_mask(key, c / 8, token, m.stream, m.threshold));
+          }
+        }
+        uint32_t b[2];
+        load_matrices_transposed(b, shared_address(&low[n][16 * step + lane % 16]));
+#pragma unroll
+        for (int mt = 0; mt < 4; mt++)
+          mma_k16(acc[n][mt], pair_of(kept[0], kept[1], 2 * mt), pair_of(kept[0], kept[1], 2 * mt + 1),
+                  pair_of(kept[2], kept[3], 2 * mt), pair_of(kept[2], kept[3], 2 * mt + 1), b[0], b[1]);
+        tile.next(l);
+      }
     }
-  }
 
   tile = {group.module, group.rank};
 #pragma unroll
@@ -166,6 +190,7 @@ __global__ void __launch_bounds__(grad_warps * 32, 4)
 constexpr int add_threads = 256;
 
 __global__ void __launch_bounds__(add_threads) lora_grad_add_kernel(const __grid_constant__ grad_problem p, int blocks) {
+  take_turn();
   const int64_t e = (int64_t)blockIdx.x * add_threads + threadIdx.x;
   if (e >= p.partials) return;
   int g = 0;
@@ -222,7 +247,7 @@ qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk
     const qk_lora *l = jobs[j].l;
     if (!l) return qk_fail(QK_BAD_ARGUMENT, "%s: job %d has no LoRA", name, j);
     if (const qk_status status = lora_check(name, l)) return status;
-    p.job[j] = {*l, (const bf16 *)jobs[j].wide, (const bf16 *)jobs[j].low, jobs[j].side};
+    p.job[j] = {*l, (const bf16 *)jobs[j].wide, (const bf16 *)jobs[j].low, jobs[j].side, (const float *)jobs[j].rho, (const void *)jobs[j].w, jobs[j].w_type};
     int all = 0;
     for (int m = 0; m < l->n; m++) {
       const int tiles = (l->m[m].rank + 7) / 8;
@@ -235,18 +260,15 @@ qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk
   }
 
   const int blocks = (b->T + grad_block - 1) / grad_block;
-  if (blocks == 1) {
-    lora_grad_kernel<<<p.blocks, grad_warps * 32, 0, stream>>>(p, 0);
-    return qk_launched(name, cudaGetLastError());
-  }
+  if (blocks == 1) return qk_launch(name, lora_grad_kernel, p.blocks, grad_threads, stream, p, 0);
   p.work = (float4 *)work;
   const int64_t room = work ? work_bytes / ((int64_t)sizeof(float4) * p.partials) : 0;
   if (room < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; at least %lld", name, (long long)work_bytes, (long long)(sizeof(float4) * p.partials));
   for (int first = 0; first < blocks; first += (int)room) {
     const int turn = blocks - first < room ? blocks - first : (int)room;
-    lora_grad_kernel<<<dim3(p.blocks, turn), grad_warps * 32, 0, stream>>>(p, first);
-    lora_grad_add_kernel<<<(unsigned)((p.partials + add_threads - 1) / add_threads), add_threads, 0, stream>>>(p, turn);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
+    qk_status status = qk_launch(name, lora_grad_kernel, dim3(p.blocks, turn), grad_threads, stream, p, first);
+    if (!status) status = qk_launch(name, lora_grad_add_kernel, (unsigned)((p.partials + add_threads - 1) / add_threads), add_threads, stream, p, turn);
+    if (status) return status;
     if (room >= blocks) break;
   }
   return QK_OK;

@@ -30,6 +30,7 @@ QK_DEVICE float matvec_rest(const linear_problem &p, int64_t token, int64_t row)
 
 template <bool Logits>
 __global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_constant__ matvec_problem problem) {
+  take_turn();
   __shared__ float sums[matvec_warps][matvec_max_tokens][matvec_rows];
   const linear_problem &p = problem.linear;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
@@ -75,8 +76,7 @@ static unsigned matvec_blocks(int N) { return (unsigned)((N + matvec_rows - 1) /
 qk_status matvec_linear(const linear_problem &p, cudaStream_t stream) {
   if (p.M > matvec_max_tokens || p.b_n_inner) return qk_fail(QK_BAD_ARGUMENT, "%s: a matrix-vector product of %d tokens", p.name, p.M);
   const matvec_problem problem = {p, nullptr, nullptr};
-  matvec_kernel<false><<<matvec_blocks(p.N), matvec_warps * 32, 0, stream>>>(problem);
-  return qk_launched(p.name, cudaGetLastError());
+  return qk_launch(p.name, matvec_kernel<false>, matvec_blocks(p.N), matvec_warps * 32, stream, problem);
 }
 
 qk_status matvec_logits(const char *name, float *logits, const bf16 *xn, const int32_t *rows, const bf16 *w, int n, int V, int C,
@@ -84,6 +84,5 @@ qk_status matvec_logits(const char *name, float *logits, const bf16 *xn, const i
   matvec_problem problem = {{}, logits, rows};
   problem.linear.name = name, problem.linear.a = xn, problem.linear.b = w;
   problem.linear.M = n, problem.linear.N = V, problem.linear.K = C;
-  matvec_kernel<true><<<matvec_blocks(V), matvec_warps * 32, 0, stream>>>(problem);
-  return qk_launched(name, cudaGetLastError());
+  return qk_launch(name, matvec_kernel<true>, matvec_blocks(V), matvec_warps * 32, stream, problem);
 }

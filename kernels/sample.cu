@@ -250,6 +250,7 @@ QK_DEVICE int sample_draw(const sample_row &r, int n, float top, double u, sampl
 }
 
 __global__ void __launch_bounds__(sample_threads, 1) sample_kernel(const __grid_constant__ sample_problem p) {
+  take_turn();
   __shared__ sample_shared s;
   const int64_t row = blockIdx.x;
   const sample_row r = {(float *)(p.work + row * sample_row_bytes(p.V)), (int32_t *)(p.work + row * sample_row_bytes(p.V)) + p.V,
@@ -286,8 +287,7 @@ qk_status qk_sample(qk_ptr next, qk_ptr logits, qk_ptr context, qk_ptr context_l
   p.limit = a->limit ? a->limit : V, p.seed = a->seed, p.step = a->step, p.work = (uint8_t *)work;
   if (p.penalised && (!context || !context_len)) return qk_fail(QK_BAD_ARGUMENT, "%s: the repetition penalty needs the ids so far", name);
   if (p.temperature != 0 && !sequence) return qk_fail(QK_BAD_ARGUMENT, "%s: a draw needs the sequence numbers", name);
-  sample_kernel<<<n, sample_threads, 0, (cudaStream_t)s>>>(p);
-  return qk_launched(name, cudaGetLastError());
+  return qk_launch(name, sample_kernel, n, sample_threads, (cudaStream_t)s, p);
 }
 
 }  // extern "C"

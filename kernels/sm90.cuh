@@ -121,8 +121,3 @@ QK_DEVICE uint32_t cluster_rank() {
 QK_DEVICE void cluster_sync() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/* Until the kernels before this one in the stream have finished and their writes can be seen (programmatic dependent
-launch: the block may have been started early). Before the first access to global memory. */
-QK_DEVICE void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-/* Lets the next kernel of the stream start on multiprocessors as this one leaves them. */
-QK_DEVICE void start_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

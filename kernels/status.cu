@@ -17,6 +17,9 @@ extern "C" __attribute__((visibility("hidden"))) const char *qk_last_error(void)
 
 extern "C" __attribute__((visibility("hidden"))) const char *qk_architectures(void) { return QK_ARCHITECTURES; }
 
+/* Compiled as all kernels are: its attributes tell which code the driver has chosen for this card. */
+__global__ void probe_kernel() {}
+
 qk_status qk_current_device(qk_device *device, const char *launcher) {
   enum { KNOWN = 64 };
   static qk_device known[KNOWN];  // written more than once at most, always with the same values
@@ -28,6 +31,9 @@ qk_status qk_current_device(qk_device *device, const char *launcher) {
   }
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device->major, cudaDevAttrComputeCapabilityMajor, id);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device->minor, cudaDevAttrComputeCapabilityMinor, id);
+  cudaFuncAttributes attributes = {};
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe_kernel);
+  device->dependent = attributes.ptxVersion >= 90;  // what the code was written for, not the card
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id);
   if (error == cudaSuccess && id < KNOWN) known[id] = *device;
   return qk_launched(launcher, error);

@@ -11,6 +11,7 @@ __attribute__((format(printf, 2, 3))) qk_status qk_fail(qk_status status, const 
 /* Facts of the current device that launchers decide by; read once a device. */
 struct qk_device {
   int multiprocessors, major, minor;
+  bool dependent;  // kernels run code for sm_90 or newer, which has programmatic dependent launch
   bool hopper() const { return major == 9 && minor == 0; }
 };
 qk_status qk_current_device(qk_device *device, const char *launcher);
@@ -20,25 +21,34 @@ static inline qk_status qk_launched(const char *launcher, cudaError_t error) {
   return error == cudaSuccess ? QK_OK : qk_fail(QK_LAUNCH_FAILED, "%s: %s", launcher, cudaGetErrorString(error));
 }
 
-/* Launches a kernel that may start while the one before it still runs (programmatic dependent launch), and so waits for
-it itself, with its dynamic shared memory raised to bytes. cluster: blocks in one. */
-template <class Kernel, class... Args>
-static qk_status launch_dependent(const char *launcher, Kernel kernel, int blocks, int cluster, int threads, int bytes,
-                                  cudaStream_t stream, const Args &...args) {
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return qk_launched(launcher, error);
+/* Launches a kernel that waits for the one before it by itself (take_turn in common.cuh), and so may start while that still
+runs, where the card can: programmatic dependent launch. bytes: dynamic shared memory; cluster: blocks in one. */
+template <class... Parameters, class... Args>
+static qk_status qk_launch(const char *launcher, void (*kernel)(Parameters...), dim3 grid, int cluster, int threads, int bytes,
+                           cudaStream_t stream, const Args &...args) {
+  qk_device device;
+  if (const qk_status status = qk_current_device(&device, launcher)) return status;
+  if (bytes > 0) {  // with what the kernel has of its own it may pass the 48 KB that need no asking
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (error != cudaSuccess) return qk_launched(launcher, error);
+  }
   cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = cluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  if (device.dependent) {
+    cudaLaunchAttribute &a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeProgrammaticStreamSerialization, a.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute &a = attributes[config.numAttrs++];
+    a.id = cudaLaunchAttributeClusterDimension;
+    a.val.clusterDim.x = cluster, a.val.clusterDim.y = a.val.clusterDim.z = 1;
+  }
+  config.gridDim = grid, config.blockDim = dim3(threads), config.dynamicSmemBytes = bytes;
+  config.stream = stream, config.attrs = attributes;
   return qk_launched(launcher, cudaLaunchKernelEx(&config, kernel, args...));
+}
+/* The common case. */
+template <class... Parameters, class... Args>
+static qk_status qk_launch(const char *launcher, void (*kernel)(Parameters...), dim3 grid, int threads, cudaStream_t stream, const Args &...args) {
+  return qk_launch(launcher, kernel, grid, 1, threads, 0, stream, args...);
 }

@@ -10,7 +10,8 @@ Oracle  model/cpu/swiglu.go */
 #include "lora.cuh"
 #include "swiglu.cuh"
 
-constexpr int swiglu_warps = 16;
+/* Warps of a block that keeps the sums of so many tiles of 8 ranks in registers. */
+template <int Tiles> constexpr int swiglu_warps = Tiles <= 2 ? 16 : 8;
 
 struct swiglu_forward {
   bf16 *act, *u;
@@ -19,9 +20,13 @@ struct swiglu_forward {
   int T, F;
 };
 
-__global__ void __launch_bounds__(swiglu_warps * 32, 1)
+/* Tiles: of 8 ranks. */
+template <int Tiles>
+__global__ void __launch_bounds__(swiglu_warps<Tiles> * 32, 1)
     swiglu_fwd_kernel(const __grid_constant__ swiglu_forward p, const __grid_constant__ qk_lora l) {
-  __shared__ __align__(16) float tiles[swiglu_warps * 256];
+  take_turn();
+  constexpr int warps = swiglu_warps<Tiles>;
+  __shared__ __align__(16) float tiles[warps * 256];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = blockIdx.x * lora_tokens;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   const qk_module &mod = l.m[0];
@@ -30,32 +35,47 @@ __global__ void __launch_bounds__(swiglu_warps * 32, 1)
   dropout_token token[2] = {};
   if (drop) key = p.batch.key(), token[0] = dropout_token_of(p.batch, t[0], p.T), token[1] = dropout_token_of(p.batch, t[1], p.T);
 
-  float acc[lora_rank_tiles][4] = {};
-#pragma unroll 2
-  for (int base = warp * 32; base < p.F; base += swiglu_warps * 32) {
-    const int c = base + 8 * (lane % 4);
-    uint4 v[2];
+  float acc[Tiles][4] = {};
+  uint4 gate[2][2], up[2][2];  // of this chunk or the next: column group, token
+  const auto load = [&](int base, int g) {
+    const int c = base + 32 * g + 8 * (lane % 4);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const bool inside = c < p.F && t[h] < p.T;
       const bf16 *row = p.gateup + (int64_t)t[h] * 2 * p.F;
-      v[h] = swiglu8(load16(row + gate_column(c, p.F), inside), load16(row + up_column(c, p.F), inside));
-      if (inside) *(uint4 *)(p.act + (int64_t)t[h] * p.F + c) = v[h];
+      gate[g][h] = load16(row + gate_column(c, p.F), inside), up[g][h] = load16(row + up_column(c, p.F), inside);
     }
-    if (l.n == 0) continue;
-    if (drop)
+  };
+  load(warp * 64, 0), load(warp * 64, 1);
+  for (int base = warp * 64; base < p.F; base += warps * 64) {
 #pragma unroll
-      for (int h = 0; h < 2; h++) v[h] = masked(v[h], dropout_mask(key, c / 8, token[h], mod.stream, mod.threshold));
-    down_multiply(acc, (const bf16 *)l.pack_a, mod.rank, p.F, c, v[0], v[1], lane);
+    for (int g = 0; g < 2; g++) {
+      const int c = base + 32 * g + 8 * (lane % 4);
+      uint4 v[2];
+#pragma unroll
+      for (int h = 0; h < 2; h++) v[h] = swiglu8(gate[g][h], up[g][h]);
+      load(base + warps * 64, g);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        if (c < p.F && t[h] < p.T) *(uint4 *)(p.act + (int64_t)t[h] * p.F + c) = v[h];
+        if (drop) v[h] = masked(v[h], dropout_mask(key, c / 8, token[h], mod.stream, mod.threshold));
+      }
+      if (l.n) down_multiply(acc, (const bf16 *)l.pack_a, mod.rank, p.F, c, v[0], v[1], lane);
+    }
   }
   if (l.n)
-    down_store<swiglu_warps>(p.u, l.rank, mod.col, mod.rank, acc, mod.scale * dropout_scale(mod.threshold), tiles, first, p.T);
+    down_store<warps>(p.u, l.rank, mod.col, mod.rank, acc, mod.scale * dropout_scale(mod.threshold), tiles, first, p.T);
+}
+
+template <int Tiles> static qk_status swiglu_launch(const char *name, const swiglu_forward &p, const qk_lora &l, cudaStream_t stream) {
+  return qk_launch(name, swiglu_fwd_kernel<Tiles>, lora_tiles(p.T), swiglu_warps<Tiles> * 32, stream, p, l);
 }
 
 /* act alone: block (run of columns, token). */
 constexpr int swiglu_few_threads = 128;
 
 __global__ void __launch_bounds__(swiglu_few_threads) swiglu_few_kernel(const __grid_constant__ swiglu_forward p) {
+  take_turn();
   const int c = 8 * (blockIdx.x * swiglu_few_threads + threadIdx.x);
   if (c >= p.F) return;
   const int64_t t = blockIdx.y;
@@ -77,11 +97,13 @@ extern "C" qk_status qk_swiglu_fwd(qk_ptr act, qk_ptr u, qk_ptr gateup, const qk
   const auto stream = (cudaStream_t)s;
   if (lora_few(l, b)) {
     const int blocks = (F / 8 + swiglu_few_threads - 1) / swiglu_few_threads;
-    swiglu_few_kernel<<<dim3(blocks, b->T), swiglu_few_threads, 0, stream>>>(p);
-    const qk_status status = qk_launched(name, cudaGetLastError());
-    return status ? status : lora_down(name, p.u, p.act, l, b, stream);
+    const qk_status status = qk_launch(name, swiglu_few_kernel, dim3(blocks, b->T), swiglu_few_threads, stream, p);
+    return status || !l ? status : lora_down(name, p.u, p.act, l, b, stream);
   }
   const qk_lora none = {};
-  swiglu_fwd_kernel<<<lora_tiles(b->T), swiglu_warps * 32, 0, stream>>>(p, l ? *l : none);
-  return qk_launched(name, cudaGetLastError());
+  switch (lora_rank_tiles(l)) {
+    case 1: return swiglu_launch<1>(name, p, l ? *l : none, stream);
+    case 2: return swiglu_launch<2>(name, p, l ? *l : none, stream);
+    default: return swiglu_launch<8>(name, p, l ? *l : none, stream);
+  }
 }

@@ -203,7 +203,8 @@ QK_DEVICE void swiglu_bwd_columns(float (&grad)[3][Tiles][4], uint32_t stage, ui
 
 /* Block (run of columns, block of tokens of the launch). */
 template <int Tiles>
-__global__ void __launch_bounds__(swiglu_bwd_threads, Tiles <= 2 ? 3 : 2) swiglu_bwd_kernel(const __grid_constant__ swiglu_backward p) {
+__global__ void __launch_bounds__(swiglu_bwd_threads, Tiles == 1 ? 3 : 2) swiglu_bwd_kernel(const __grid_constant__ swiglu_backward p) {
+  take_turn();
   typedef swiglu_bwd_layout<Tiles> L;
   extern __shared__ __align__(1024) uint8_t memory[];
   const uint32_t base = shared_address(memory);
@@ -347,6 +348,7 @@ QK_DEVICE void swiglu_sum_du(const swiglu_finish &p, const qk_lora &gu) {
 
 __global__ void __launch_bounds__(finish_threads)
     swiglu_bwd_finish_kernel(const __grid_constant__ swiglu_finish p, const __grid_constant__ qk_lora down, const __grid_constant__ qk_lora gu) {
+  take_turn();
   if ((int)blockIdx.x < p.grad_blocks)
     swiglu_add_grads(p, down, gu);
   else
@@ -365,12 +367,8 @@ struct swiglu_bwd_work {
         bytes(du + (tiles <= 2 ? blocks * runs * grad_block * 16 * tiles * (int64_t)sizeof(float) : 0)) {}
 };
 
-template <int Tiles> static cudaError_t swiglu_bwd_launch(const swiglu_backward &p, int blocks, cudaStream_t stream) {
-  constexpr int bytes = swiglu_bwd_layout<Tiles>::bytes;
-  const cudaError_t error = cudaFuncSetAttribute(swiglu_bwd_kernel<Tiles>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  if (error != cudaSuccess) return error;
-  swiglu_bwd_kernel<Tiles><<<dim3(p.runs, blocks), swiglu_bwd_threads, bytes, stream>>>(p);
-  return cudaGetLastError();
+template <int Tiles> static qk_status swiglu_bwd_launch(const char *name, const swiglu_backward &p, int blocks, cudaStream_t stream) {
+  return qk_launch(name, swiglu_bwd_kernel<Tiles>, dim3(p.runs, blocks), 1, swiglu_bwd_threads, swiglu_bwd_layout<Tiles>::bytes, stream, p);
 }
 
 static swiglu_factor factor_of(const qk_lora *l, int module, const bf16 *rows, const bf16 *low) {
@@ -414,21 +412,22 @@ qk_status qk_swiglu_bwd(qk_ptr gateup, qk_ptr du_gu, qk_ptr dact, qk_ptr du_down
     const int blocks = all - first < most ? all - first : most;
     const swiglu_bwd_work place(blocks, F, rank);
     p.grads = (float4 *)work, p.du = (float *)(work + place.du), p.first_block = first, p.runs = place.runs;
-    cudaError_t error;
+    qk_status status;
     switch (place.tiles) {
-      case 1: error = swiglu_bwd_launch<1>(p, blocks, stream); break;
-      case 2: error = swiglu_bwd_launch<2>(p, blocks, stream); break;
-      case 4: error = swiglu_bwd_launch<4>(p, blocks, stream); break;
-      default: error = swiglu_bwd_launch<8>(p, blocks, stream);
+      case 1: status = swiglu_bwd_launch<1>(name, p, blocks, stream); break;
+      case 2: status = swiglu_bwd_launch<2>(name, p, blocks, stream); break;
+      case 4: status = swiglu_bwd_launch<4>(name, p, blocks, stream); break;
+      default: status = swiglu_bwd_launch<8>(name, p, blocks, stream);
     }
-    if (error != cudaSuccess) return qk_launched(name, error);
+    if (status) return status;
     if (!rank) continue;
     swiglu_finish finish = {p.grads, p.du, (bf16 *)du_gu, blocks, place.runs, place.chunks, place.tiles, first * grad_block};
     finish.tokens = (b->T - finish.first < blocks * grad_block ? b->T - finish.first : blocks * grad_block), finish.F = F;
     finish.grad_blocks = (int)((place.du / blocks / (int64_t)sizeof(float4) + finish_threads - 1) / finish_threads);
     const int64_t sums = gu && place.tiles <= 2 ? (int64_t)finish.tokens * 4 * place.tiles : 0, each = finish_threads / finish_parts;
-    swiglu_bwd_finish_kernel<<<(unsigned)(finish.grad_blocks + (sums + each - 1) / each), finish_threads, 0, stream>>>(finish, down ? *down : none, gu ? *gu : none);
-    if (const qk_status status = qk_launched(name, cudaGetLastError())) return status;
+    const unsigned grid = (unsigned)(finish.grad_blocks + (sums + each - 1) / each);
+    status = qk_launch(name, swiglu_bwd_finish_kernel, grid, finish_threads, stream, finish, down ? *down : none, gu ? *gu : none);
+    if (status) return status;
   }
   return gu && swiglu_bwd_work(1, F, rank).tiles > 2 ? lora_up(name, (bf16 *)du_gu, (const bf16 *)gateup, gu, b, stream) : QK_OK;
 }

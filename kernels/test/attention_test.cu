@@ -22,8 +22,8 @@ struct tensors {
   bf16 *qkv, *o, *d_o, *dqkv;
   float *lse, *cos, *sin;
   int32_t *seg_start, *pos;
-  void *work;
-  int64_t work_bytes;
+  void *plan, *work;
+  int64_t plan_bytes, work_bytes;
 };
 
 enum { POSITIONS = 8192 };
@@ -49,6 +49,8 @@ static tensors make(arena &memory, const shape &s) {
   t.pos = (int32_t *)memory.take(s.T() * 4);
   t.cos = (float *)memory.take(POSITIONS * s.D / 2 * 4), t.sin = (float *)memory.take(POSITIONS * s.D / 2 * 4);
   fill_angles<<<256, 256>>>(t.cos, t.sin, t.pos, s.T(), s.D);
+  t.plan_bytes = qk_attention_plan_bytes(s.T(), s.S(), {s.H, s.Hk, s.D});
+  t.plan = memory.take(t.plan_bytes);
   t.work_bytes = qk_attention_bwd_work(s.T(), s.S(), {s.H, s.Hk, s.D});
   t.work = memory.take(t.work_bytes);
   CHECK_CUDA(cudaDeviceSynchronize());
@@ -72,8 +74,9 @@ static qk_status forward(const shape &s, const tensors &t, int variant) {
 static qk_status backward(const shape &s, const tensors &t, int variant) {
   qk_batch batch = {};
   batch.seg_start = (qk_ptr)t.seg_start, batch.pos = (qk_ptr)t.pos, batch.T = s.T(), batch.S = s.S();
-  return qk_attention_bwd((qk_ptr)t.dqkv, 0, (qk_ptr)t.d_o, 0, (qk_ptr)t.o, (qk_ptr)t.lse, (qk_ptr)t.qkv, s.rope ? (qk_ptr)t.cos : 0,
-                          s.rope ? (qk_ptr)t.sin : 0, {s.H, s.Hk, s.D}, nullptr, nullptr, &batch, (qk_ptr)t.work, t.work_bytes, 0, variant);
+  const qk_status status = qk_attention_plan((qk_ptr)t.plan, t.plan_bytes, {s.H, s.Hk, s.D}, &batch, 0);
+  return status ? status : qk_attention_bwd((qk_ptr)t.dqkv, 0, (qk_ptr)t.d_o, 0, (qk_ptr)t.o, (qk_ptr)t.lse, (qk_ptr)t.qkv, s.rope ? (qk_ptr)t.cos : 0,
+                          s.rope ? (qk_ptr)t.sin : 0, {s.H, s.Hk, s.D}, nullptr, nullptr, &batch, (qk_ptr)t.plan, (qk_ptr)t.work, t.work_bytes, 0, variant);
 }
 
 /* ---- The reference in float64; Rounded: with P, dS and the results rounded to bf16, as any bf16 kernel must. */
@@ -219,7 +222,7 @@ static void check_variant(const shape &s, const tensors &t, const reference &exa
   for (int run = 0; run < 2; run++) {
     CHECK_CUDA(cudaMemset(t.o, 0xff, s.o() * 2 + 256)), CHECK_CUDA(cudaMemset(t.dqkv, 0xff, s.qkv() * 2 + 256));
     CHECK_CUDA(cudaMemset(t.lse, 0xff, (size_t)s.H * s.T() * 4));
-    CHECK_CUDA(cudaMemset(t.work, 0xff, t.work_bytes + 256));
+    CHECK_CUDA(cudaMemset(t.plan, 0xff, t.plan_bytes)), CHECK_CUDA(cudaMemset(t.work, 0xff, t.work_bytes + 256));
     qk_status status = forward(s, t, variant);
     CHECK_CUDA(cudaDeviceSynchronize());
     if (!status) status = backward(s, t, variant);
@@ -278,7 +281,9 @@ static void check_repeats(arena &memory, const shape &s, int variant, int repeat
 static void measure(FILE *json, arena &memory, const shape &s) {
   const tensors t = make(memory, s);
   const attention_problem p = problem_of(s, t);
-  const attention_work plan((char *)t.work, p.T, p.S, p.H, p.Hk, p.D, card.multiprocessors);
+  const attention_work plan((char *)t.plan, (char *)t.work, p.T, p.S, p.H, p.Hk, p.D, card.multiprocessors);
+  const qk_batch none = {};
+  const attention_lora add = {(bf16 *)p.d_o, nullptr, {}, dropout_batch(&none)};
   double flops = 0;
   for (int i = 0; i < s.S(); i++) flops += 2. * s.H * s.D * pow(s.seg_start[i + 1] - s.seg_start[i], 2);
   struct row {
@@ -289,7 +294,8 @@ static void measure(FILE *json, arena &memory, const shape &s) {
   std::vector<row> rows = {{"sm80 fwd", flops, [&](int) { forward(s, t, 1); }}, {"sm80 back", 2.5 * flops, [&](int) { backward(s, t, 1); }}};
   if (card.hopper()) {
     rows.insert(rows.begin(), {{"fwd", flops, [&](int) { forward(s, t, 2); }}, {"back", 2.5 * flops, [&](int) { backward(s, t, 2); }},
-                               {"back plan", 0, [&](int) { attention_bwd_plan(p, plan, card, 0); }},
+                               {"plan", 0, [&](int) { attention_bwd_plan(p, plan, card, 0); }},
+                               {"back delta", 0, [&](int) { attention_bwd_delta(p, plan, add, 0); }},
                                {"back products", 2.5 * flops, [&](int) { attention_bwd_sm90(p, plan, card, 0); }},
                                {"back sum", 0, [&](int) { attention_bwd_sum(p, plan, card, 0); }}});
   }

@@ -250,7 +250,7 @@ struct host_lora {
     for (double &x : v) x = round_bf16(x);
     return v;
   }
-  qk_status pack() const { return qk_lora_pack(&device, 0); }
+  qk_status pack() const { return qk_lora_pack(&device, 1, 0); }
   int modules() const { return device.n; }
   const qk_module &m(int i) const { return device.m[i]; }
   /* Fused row of a part's own row: rope pairs of q and k side by side. */
@@ -350,7 +350,7 @@ static qk_lora device_lora(arena &memory, int in, const std::vector<int> &parts,
   }
   l.pack_a = (qk_ptr)memory.take((size_t)l.rank * in * 2), l.pack_b = (qk_ptr)memory.take((size_t)l.rank * l.out * 2);
   l.pack_bt = (qk_ptr)memory.take((size_t)l.rank * l.out * 2);
-  if (qk_lora_pack(&l, 0)) printf("%s\n", qk_last_error()), exit(1);
+  if (qk_lora_pack(&l, 1, 0)) printf("%s\n", qk_last_error()), exit(1);
   return l;
 }
 

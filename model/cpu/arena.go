@@ -82,10 +82,10 @@ func (b *Backend[T]) Activation(ops.DType) ops.DType {
 func (b *Backend[T]) WorkspaceBytes(ops.Dims) int64 { return 0 }
 
 // SetWorkspace does nothing (see WorkspaceBytes).
-func (b *Backend[T]) SetWorkspace(ops.Tensor) {}
+func (b *Backend[T]) SetWorkspace(ops.Tensor, ops.Dims) {}
 
 // LoRAPackBytes is 0: products read A and B themselves.
 func (b *Backend[T]) LoRAPackBytes(*ops.LoRA) int64 { return 0 }
 
-// PackLoRA checks l; there is no pack to write.
-func (b *Backend[T]) PackLoRA(l *ops.LoRA) { b.begin(ops.CheckPackLoRA(l, 0)) }
+// PackLoRA checks the adapters; there is no pack to write.
+func (b *Backend[T]) PackLoRA(all []*ops.LoRA) { b.begin(ops.CheckPackLoRA(all, b.LoRAPackBytes)) }

@@ -145,14 +145,14 @@ func (l *layer) steps() []step {
 		{"Linear down", L, func() { b.Linear(l.out, l.act, l.downW, l.ud, l.downL, ops.Epilogue{Residual: l.mid}, t) }},
 		{"RMSNorm head", 1, func() { b.RMSNorm(l.xn, l.rho, none, l.out, l.w, eps, nil, t) }},
 		{"HeadLoss", 1, func() { b.HeadLoss(l.dxn, l.nll, l.hit, l.xn, l.headW, t) }},
-		{"RMSNormBack head", 1, func() { b.RMSNormBack(l.dx, l.dud, none, l.dxn, none, l.out, l.rho, l.w, nil, l.downL, t) }},
+		{"RMSNormBack head", 1, func() { b.RMSNormBack(l.dx, l.dud, none, l.dxn, none, none, l.out, l.rho, l.w, nil, l.downL, t) }},
 		{"LinearBack down", L, func() { b.LinearBack(l.dact, l.dx, l.downW) }},
 		{"LoRAGrad down", L, func() { b.LoRAGrad([]ops.GradJob{{LoRA: l.downL, Side: ops.SideB, Wide: l.dx, Low: l.ud}}, t) }},
 		{"SwiGLUBack", L, func() { b.SwiGLUBack(l.gu, l.dugu, l.dact, l.dud, l.ugu, l.downL, l.guL, t) }},
 		{"LinearBack gateup", L, func() { b.LinearBack(l.dxn, l.gu, l.guW) }},
 		{"RMSNorm gateup again", L, func() { b.RMSNorm(l.xn, l.rho, none, l.mid, l.w, eps, nil, t) }},
 		{"LoRAGrad gateup", L, func() { b.LoRAGrad([]ops.GradJob{{LoRA: l.guL, Side: ops.SideA, Wide: l.xn, Low: l.dugu}}, t) }},
-		{"RMSNormBack gateup", L, func() { b.RMSNormBack(l.dx, l.duo, l.dx, l.dxn, l.dugu, l.mid, l.rho, l.w, l.guL, l.oL, t) }},
+		{"RMSNormBack gateup", L, func() { b.RMSNormBack(l.dx, l.duo, l.dx, l.dxn, l.dugu, l.ugu, l.mid, l.rho, l.w, l.guL, l.oL, t) }},
 		{"LinearBack o", L, func() { b.LinearBack(l.dxn, l.dx, l.oW) }},
 		{"AttentionBack", L, func() {
 			b.AttentionBack(l.dqkv, l.duq, l.dxn, l.duo, l.o, l.lse, l.qkv, l.heads, &l.rope, l.oL, l.qkvL, t)
@@ -165,7 +165,7 @@ func (l *layer) steps() []step {
 			}, t)
 		}},
 		{"LinearBack qkv", L, func() { b.LinearBack(l.dxn, l.dqkv, l.qkvW) }},
-		{"RMSNormBack qkv", L, func() { b.RMSNormBack(l.dx, none, l.dx, l.dxn, l.duq, l.x, l.rho, l.w, l.qkvL, nil, t) }},
+		{"RMSNormBack qkv", L, func() { b.RMSNormBack(l.dx, none, l.dx, l.dxn, l.duq, l.uq, l.x, l.rho, l.w, l.qkvL, nil, t) }},
 	}
 }
 

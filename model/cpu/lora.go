@@ -116,11 +116,22 @@ func (b *Backend[T]) LoRAGrad(jobs []ops.GradJob, batch *ops.Batch) {
 	for _, j := range jobs {
 		wide, low := b.in(j.Wide), b.in(j.Low)
 		if j.Side == ops.SideA {
+			if !j.Norm.Rho.Nil() {
+				wide = b.normed(wide, j.Norm, j.Wide.DType)
+			}
 			b.gradA(wide, low, j.LoRA, whole(batch))
 		} else {
 			b.gradB(wide, low, j.LoRA, j.LoRA.Weight.Parts, whole(batch))
 		}
 	}
+}
+
+// normed is xn of the rows of x, in scratch memory.
+func (b *Backend[T]) normed(x []T, n ops.Norm, d ops.DType) []T {
+	w, rhos := b.in(n.W), b.in(n.Rho)
+	C, xn := len(w), b.scratch.take(len(x))
+	b.rows(len(x)/C, func(t int) { normalise(xn[t*C:(t+1)*C], x[t*C:(t+1)*C], rhos[t], w, d) })
+	return xn
 }
 
 // scaleColumns multiplies the first n columns of x by s; rows are ld apart.

@@ -18,23 +18,27 @@ func (b *Backend[T]) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.Lo
 		rhos = b.out(rho)
 	}
 	b.rows(batch.T, func(t int) {
-		row, y := from[t*C:(t+1)*C], to[t*C:(t+1)*C]
-		r := T(1 / math.Sqrt(float64(dot(row, row)/T(C)+T(eps))))
-		rhos[t] = r
-		for c, v := range row {
-			y[c] = v * r * scale[c]
-		}
-		round(y, xn.DType)
+		row := from[t*C : (t+1)*C]
+		rhos[t] = T(1 / math.Sqrt(float64(dot(row, row)/T(C)+T(eps))))
+		normalise(to[t*C:(t+1)*C], row, rhos[t], scale, xn.DType)
 	})
 	if l != nil {
 		b.loraDown(b.out(u), to, l, whole(batch))
 	}
 }
 
+// normalise writes y = x·rho·w of a row as stored.
+func normalise[T Float](y, x []T, rho T, w []T, d ops.DType) {
+	for c, v := range x {
+		y[c] = v * rho * w[c]
+	}
+	round(y, d)
+}
+
 // RMSNormBack writes dx = dres + norm'(dxn + Σ mask∘(du·A)), and duOut = s·dx·B. With g = w∘(dxn + …) and n = x·rho,
-// norm' = rho·(g - n·mean(g∘n)).
-func (b *Backend[T]) RMSNormBack(dx, duOut, dres, dxn, du, x, rho, w ops.Tensor, in, out *ops.LoRA, batch *ops.Batch) {
-	if !b.begin(ops.CheckRMSNormBack(dx, duOut, dres, dxn, du, x, rho, w, in, out, batch)) {
+// norm' = rho·(g - n·mean(g∘n)). The mean is taken of g itself: u is for backends that have no g before it.
+func (b *Backend[T]) RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w ops.Tensor, in, out *ops.LoRA, batch *ops.Batch) {
+	if !b.begin(ops.CheckRMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w, in, out, batch)) {
 		return
 	}
 	defer b.finish()

@@ -28,14 +28,14 @@ type Memory interface {
 	// WeightBytes is what NewWeight will use. NewWeight reads every source once, in order.
 	WeightBytes(spec WeightSpec) int64
 	NewWeight(mem Tensor, spec WeightSpec, parts []Source, bias []float32) (Weight, error)
-	// LoRAPackBytes is the size of LoRA.Pack; PackLoRA fills it from A and B, and is called
+	// LoRAPackBytes is the size of LoRA.Pack; PackLoRA fills those of all from A and B, and is called
 	// after every change of the parameters.
 	LoRAPackBytes(l *LoRA) int64
-	PackLoRA(l *LoRA)
+	PackLoRA(all []*LoRA)
 
-	// WorkspaceBytes is the scratch memory the ops need for shapes up to d.
+	// WorkspaceBytes is the memory the ops need of their own for shapes up to d; SetWorkspace gives it.
 	WorkspaceBytes(d Dims) int64
-	SetWorkspace(t Tensor)
+	SetWorkspace(t Tensor, d Dims)
 
 	LoadBatch(b *Batch, h HostBatch) error
 	// Write copies src into t, Read t into dst: raw bytes in t's DType. Read waits for the work
@@ -104,8 +104,9 @@ type Training interface {
 
 	// RMSNormBack writes dx = dres + norm'(dxn + Σ mask∘(du·A)), the sum over the modules of in that
 	// read xn, and duOut = s·dx·B of the module (out) whose output was added to the residual stream
-	// just before. dres is Nil at the top of the model and may be dx; in, du and out, duOut may be absent.
-	RMSNormBack(dx, duOut, dres, dxn, du, x, rho, w Tensor, in, out *LoRA, b *Batch)
+	// just before. u is what the forward made of in: with it the mean in norm' needs no product with A.
+	// dres is Nil at the top of the model and may be dx; in, du, u and out, duOut may be absent.
+	RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w Tensor, in, out *LoRA, b *Batch)
 
 	// AttentionBack writes dqkv, the gradient of q, k, v before rope, and duQKV = s·dqkv·B, from
 	// do + mask∘(duO·A). do is overwritten with that sum.
@@ -142,6 +143,12 @@ type GradJob struct {
 	Side Side
 	Wide Tensor // SideA: x (T,in), the module's input before dropout; SideB: dy (T,out) of the fused weight
 	Low  Tensor // SideA: du (T,Rank); SideB: u (T,Rank)
+	Norm Norm   // SideA: where it is there, Wide is the norm's x, and xn is made of it again
+}
+
+// Norm is what RMSNorm made xn = x·rho·w with; the zero Norm is none.
+type Norm struct {
+	Rho, W Tensor // (T), (C)
 }
 
 // Side names a factor of a LoRA pair.

@@ -111,7 +111,7 @@ func CheckLinearBack(dx, dy Tensor, w Weight) error {
 }
 
 // CheckRMSNormBack checks the arguments of [Training.RMSNormBack].
-func CheckRMSNormBack(dx, duOut, dres, dxn, du, x, rho, w Tensor, in, out *LoRA, b *Batch) error {
+func CheckRMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w Tensor, in, out *LoRA, b *Batch) error {
 	c := checker{op: "RMSNormBack"}
 	T, C, act := c.tokens(b), c.cols("x", x), c.act("x", x)
 	c.in("x", x, reals, "(T,C)", T, C)
@@ -124,6 +124,7 @@ func CheckRMSNormBack(dx, duOut, dres, dxn, du, x, rho, w Tensor, in, out *LoRA,
 	}
 	c.loraIn("in", in, act, C)
 	c.low("du", du, false, act, T, in)
+	c.low("u", u, false, act, T, in)
 	c.loraOut("out", out, act, C)
 	c.low("duOut", duOut, true, act, T, out)
 	return c.done([2]string{"dx", "dres"})
@@ -216,7 +217,14 @@ func checkGradJob(j *GradJob, T int) error {
 	case SideA:
 		c.in("wide", j.Wide, reals, "x (T,in)", T, spec.Cols)
 		c.loraIn("lora", j.LoRA, act, spec.Cols)
+		if !j.Norm.Rho.Nil() || !j.Norm.W.Nil() {
+			c.in("rho", j.Norm.Rho, state(act), "(T)", T)
+			c.in("w", j.Norm.W, reals, "(in)", spec.Cols)
+		}
 	case SideB:
+		if !j.Norm.Rho.Nil() || !j.Norm.W.Nil() {
+			c.failf("a job of dB has a norm: only dA reads what a norm wrote")
+		}
 		c.in("wide", j.Wide, reals, "dy (T,out)", T, spec.Rows())
 		c.loraOut("lora", j.LoRA, act, spec.Parts...)
 	default:

@@ -114,7 +114,7 @@ func goodArgs(t *testing.T) *args {
 	a.nf4 = NF4{r.t("codes", U8, tT*tC/2), r.t("absmax", U8, 3), r.t("nested", F32, 1), r.t("offset", F32, 1)}
 	a.adamw = AdamWArgs{Step: 1, Beta1: 0.9, Beta2: 0.999, Eps: 1e-8, Groups: []LRGroup{{Len: 30, LR: 1}, {Len: 40, LR: 2}}}
 	a.sample = SampleArgs{Temperature: 1, RepetitionPenalty: 1.1, Context: [][]int32{{1}, {2}, {99}}, Sequence: []uint32{0, 1, 2}}
-	a.jobs = []GradJob{{a.lQKV, SideA, a.x, a.du}, {a.lQKV, SideB, a.dqkv, a.u}}
+	a.jobs = []GradJob{{a.lQKV, SideA, a.x, a.du, Norm{a.rho, a.w}}, {a.lQKV, SideB, a.dqkv, a.u, Norm{}}}
 	return a
 }
 
@@ -128,7 +128,7 @@ var checks = map[string]func(*args) error{
 	"SwiGLU":     func(a *args) error { return CheckSwiGLU(a.act, a.duDown, a.gateup, a.lDown, a.b) },
 	"LinearBack": func(a *args) error { return CheckLinearBack(a.dx, a.dqkv, a.fused) },
 	"RMSNormBack": func(a *args) error {
-		return CheckRMSNormBack(a.dx, a.duOut, a.dres, a.dxn, a.du, a.x, a.rho, a.w, a.lQKV, a.lDown, a.b)
+		return CheckRMSNormBack(a.dx, a.duOut, a.dres, a.dxn, a.du, a.u, a.x, a.rho, a.w, a.lQKV, a.lDown, a.b)
 	},
 	"AttentionBack": func(a *args) error {
 		return CheckAttentionBack(a.dqkv, a.duQKV, a.do, a.uO, a.o, a.lse, a.qkv, a.heads, a.rope, a.lO, a.lQKV, a.b)
@@ -149,7 +149,7 @@ var checks = map[string]func(*args) error{
 	"Sample":     func(a *args) error { return CheckSample(a.next, a.logits, a.sample) },
 	"QuantNF4":   func(a *args) error { return CheckQuantNF4(a.nf4, a.x) },
 	"DequantNF4": func(a *args) error { return CheckDequantNF4(a.x, a.nf4) },
-	"PackLoRA":   func(a *args) error { return CheckPackLoRA(a.lQKV, 0) },
+	"PackLoRA":   func(a *args) error { return CheckPackLoRA([]*LoRA{a.lQKV}, func(*LoRA) int64 { return 0 }) },
 }
 
 func TestChecksAcceptGoodArgumentsWithoutAllocating(t *testing.T) {
@@ -173,8 +173,8 @@ func TestChecksAcceptWhatIsOptional(t *testing.T) {
 		"Linear in place":    CheckLinear(a.y, a.x, a.fused, none, nil, Epilogue{Residual: a.y}, a.b),
 		"Attention alone":    CheckAttention(a.o, none, none, a.qkv, a.heads, nil, a.b),
 		"SwiGLU alone":       CheckSwiGLU(a.act, none, a.gateup, nil, a.b),
-		"RMSNormBack top":    CheckRMSNormBack(a.dx, none, none, a.dxn, none, a.x, a.rho, a.w, nil, nil, a.b),
-		"RMSNormBack dx":     CheckRMSNormBack(a.dx, none, a.dx, a.dxn, none, a.x, a.rho, a.w, nil, nil, a.b),
+		"RMSNormBack top":    CheckRMSNormBack(a.dx, none, none, a.dxn, none, none, a.x, a.rho, a.w, nil, nil, a.b),
+		"RMSNormBack dx":     CheckRMSNormBack(a.dx, none, a.dx, a.dxn, none, none, a.x, a.rho, a.w, nil, nil, a.b),
 		"AttentionBack bare": CheckAttentionBack(a.dqkv, none, a.do, none, a.o, a.lse, a.qkv, a.heads, nil, nil, nil, a.b),
 		"SwiGLUBack bare":    CheckSwiGLUBack(a.gateup, none, a.dact, none, none, nil, nil, a.b),
 		"HeadLoss eval":      CheckHeadLoss(none, a.nll, a.hit, a.xn, a.table, a.b),

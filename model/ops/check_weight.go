@@ -54,7 +54,16 @@ func CheckNewWeight(mem Tensor, need int64, spec WeightSpec, parts []Source, bia
 }
 
 // CheckPackLoRA checks the argument of [Memory.PackLoRA]; need is the backend's LoRAPackBytes.
-func CheckPackLoRA(l *LoRA, need int64) error {
+func CheckPackLoRA(all []*LoRA, need func(*LoRA) int64) error {
+	for _, l := range all {
+		if err := checkPack(l, need); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkPack(l *LoRA, need func(*LoRA) int64) error {
 	c := checker{op: "PackLoRA"}
 	if l == nil {
 		c.failf("the LoRA is missing")
@@ -67,7 +76,9 @@ func CheckPackLoRA(l *LoRA, need int64) error {
 	}
 	c.loraIn("l", l, act, l.Weight.Cols)
 	c.loraOut("l", l, act, l.Weight.Parts...)
-	c.memory("pack", l.Pack, need)
+	if c.err == nil {
+		c.memory("pack", l.Pack, need(l))
+	}
 	return c.err
 }
 

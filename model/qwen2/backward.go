@@ -8,7 +8,7 @@ func (m *Model) Backward() {
 	t := &m.temp
 	last := len(m.layers) - 1
 	m.loss(m.rows(t.dxn))
-	m.b.RMSNormBack(m.rows(t.dx), m.at(last).du[ops.SlotDown], ops.Tensor{}, m.rows(t.dxn), ops.Tensor{}, m.rows(t.out),
+	m.b.RMSNormBack(m.rows(t.dx), m.at(last).du[ops.SlotDown], ops.Tensor{}, m.rows(t.dxn), ops.Tensor{}, ops.Tensor{}, m.rows(t.out),
 		m.rows(t.rho), m.norm, nil, m.lora(last, ops.SlotDown), m.Batch)
 	for l := last; l >= 0; l-- {
 		s := m.at(l)
@@ -21,24 +21,23 @@ func (m *Model) Backward() {
 func (m *Model) backwardMLP(l int, s saved) {
 	b, w, batch := m.b, &m.layers[l], m.Batch
 	o, gateup, down := m.lora(l, ops.SlotO), m.lora(l, ops.SlotGateUp), m.lora(l, ops.SlotDown)
-	dx, dxn, xn, dact := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.xn), m.rows(m.temp.dact)
+	dx, dxn, dact := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.dact)
 	uDown, duDown, uGU, duGU := s.u[ops.SlotDown], s.du[ops.SlotDown], s.u[ops.SlotGateUp], s.du[ops.SlotGateUp]
 
 	b.LinearBack(dact, dx, w.down)
 	b.SwiGLUBack(s.gateup, duGU, dact, duDown, uGU, down, gateup, batch)
 	b.LinearBack(dxn, s.gateup, w.gateup)
-	b.RMSNorm(xn, ops.Tensor{}, ops.Tensor{}, s.mid, w.postNorm, float32(m.Config.RMSNormEps), nil, batch)
 	m.gradients(
 		ops.GradJob{LoRA: down, Side: ops.SideB, Wide: dx, Low: uDown},
-		ops.GradJob{LoRA: gateup, Side: ops.SideA, Wide: xn, Low: duGU})
-	b.RMSNormBack(dx, s.du[ops.SlotO], dx, dxn, duGU, s.mid, s.rhoPost, w.postNorm, gateup, o, batch)
+		ops.GradJob{LoRA: gateup, Side: ops.SideA, Wide: s.mid, Low: duGU, Norm: ops.Norm{Rho: s.rhoPost, W: w.postNorm}})
+	b.RMSNormBack(dx, s.du[ops.SlotO], dx, dxn, duGU, uGU, s.mid, s.rhoPost, w.postNorm, gateup, o, batch)
 }
 
 // backwardAttention turns dx, the gradient of the layer's middle, into that of its input.
 func (m *Model) backwardAttention(l int, s saved) {
 	b, w, batch := m.b, &m.layers[l], m.Batch
 	qkv, o, below := m.lora(l, ops.SlotQKV), m.lora(l, ops.SlotO), m.lora(l-1, ops.SlotDown)
-	dx, dxn, xn, do, dqkv := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.xn), m.rows(m.temp.do), m.rows(m.temp.dqkv)
+	dx, dxn, do, dqkv := m.rows(m.temp.dx), m.rows(m.temp.dxn), m.rows(m.temp.do), m.rows(m.temp.dqkv)
 	uO, duO, uQKV, duQKV := s.u[ops.SlotO], s.du[ops.SlotO], s.u[ops.SlotQKV], s.du[ops.SlotQKV]
 
 	b.LinearBack(do, dx, w.o)
@@ -46,14 +45,13 @@ func (m *Model) backwardAttention(l int, s saved) {
 	if l > 0 {
 		b.LinearBack(dxn, dqkv, w.qkv)
 	}
-	b.RMSNorm(xn, ops.Tensor{}, ops.Tensor{}, s.x, w.inNorm, float32(m.Config.RMSNormEps), nil, batch)
 	m.gradients(
 		ops.GradJob{LoRA: o, Side: ops.SideB, Wide: dx, Low: uO},
 		ops.GradJob{LoRA: o, Side: ops.SideA, Wide: s.o, Low: duO},
 		ops.GradJob{LoRA: qkv, Side: ops.SideB, Wide: dqkv, Low: uQKV},
-		ops.GradJob{LoRA: qkv, Side: ops.SideA, Wide: xn, Low: duQKV})
+		ops.GradJob{LoRA: qkv, Side: ops.SideA, Wide: s.x, Low: duQKV, Norm: ops.Norm{Rho: s.rhoIn, W: w.inNorm}})
 	if l > 0 {
-		b.RMSNormBack(dx, m.at(l - 1).du[ops.SlotDown], dx, dxn, duQKV, s.x, s.rhoIn, w.inNorm, qkv, below, batch)
+		b.RMSNormBack(dx, m.at(l - 1).du[ops.SlotDown], dx, dxn, duQKV, uQKV, s.x, s.rhoIn, w.inNorm, qkv, below, batch)
 	}
 }
 

@@ -31,6 +31,7 @@ type layout struct {
 	tensors   []*ops.Tensor // of each buffer
 	block     ops.Tensor    // of the batch
 	workspace ops.Tensor
+	dims      ops.Dims
 	weights   []*weightPlace
 	norms     []normPlace
 }
@@ -68,9 +69,9 @@ func (m *Model) layout() *layout {
 			moduleRank = max(moduleRank, a.Modules[i].Rank)
 		}
 	}
-	work := m.b.WorkspaceBytes(ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
-		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training})
-	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(work))
+	l.dims = ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
+		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training}
+	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(m.b.WorkspaceBytes(l.dims)))
 	return l
 }
 
@@ -136,7 +137,7 @@ func (m *Model) layerBuffers(l *layout) {
 		temp(&m.temp.dqkv, "dqkv", head+1, last, wide)
 		temp(&m.temp.dact, "dact", head+1, last, c.IntermediateSize)
 	}
-	temp(&m.temp.xn, "xn", 0, last, c.HiddenSize)
+	temp(&m.temp.xn, "xn", 0, head, c.HiddenSize)
 	temp(&m.temp.act, "act", 0, head-1, c.IntermediateSize)
 	temp(&m.temp.out, "x out", head-1, head, c.HiddenSize)
 	l.add(&m.temp.rho, "rho", memory.Activations, ops.F32, head, head, t)

@@ -95,7 +95,7 @@ func Build(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
 	if m.Batch, err = ops.NewBatch(l.block, o.MaxT, o.MaxS, o.MaxN); err != nil {
 		return nil, err
 	}
-	b.SetWorkspace(l.workspace)
+	b.SetWorkspace(l.workspace, l.dims)
 	if o.Adapter != nil {
 		o.Adapter.Bind(m.Params, m.Grads)
 	}
@@ -139,7 +139,7 @@ func (m *Model) UseAdapter(on bool) {
 
 // ParamsChanged tells the backend that the adapter's parameters were written.
 func (m *Model) ParamsChanged() {
-	for _, l := range m.adapters() {
-		m.b.PackLoRA(l)
+	if all := m.adapters(); len(all) > 0 {
+		m.b.PackLoRA(all)
 	}
 }

@@ -65,6 +65,8 @@ var rules = []rule{
 	{"", everyArch, []string{"local", "floatatomic"}},
 	{"linear_sm80_kernel", everyArch, []string{"hmma"}},
 	{"linear_sm90_kernel", hopper, []string{"hgmma", "fence"}},
+	{"head_product_kernel", everyArch, []string{"hmma"}},
+	{"head_sm90_kernel", hopper, []string{"hgmma", "fence"}},
 	{"attention_fwd_sm80_kernel", everyArch, []string{"hmma"}},
 	{"attention_dq_sm80_kernel", everyArch, []string{"hmma"}},
 	{"attention_dkv_sm80_kernel", everyArch, []string{"hmma"}},

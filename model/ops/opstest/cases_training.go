@@ -38,6 +38,24 @@ func linearBackCases() []Case {
 	return all
 }
 
+// lowOf places u of the modules that read the norm of x.
+func (r *rig) lowOf(name string, T int, l *ops.LoRA, x, w, rho ops.Tensor) ops.Tensor {
+	if l == nil || r.sizing {
+		return r.lowIn(name, T, l)
+	}
+	return r.in(name, values(lowRank(&r.batch.Host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Rank)
+}
+
+// normed is x·rho·w.
+func (r *rig) normed(x, w, rho ops.Tensor) []float64 {
+	xs, ws, rhos := r.byName[x.Name].values, r.byName[w.Name].values, r.byName[rho.Name].values
+	xn := make([]float64, len(xs))
+	for i, v := range xs {
+		xn[i] = v * rhos[i/len(ws)] * ws[i%len(ws)]
+	}
+	return xn
+}
+
 // inverseNorm is rho of the rows of x (T,C).
 func inverseNorm(x []float64, C int) gen {
 	return func(t int) float64 {
@@ -62,6 +80,7 @@ func rmsnormBackCases() []Case {
 				rho = r.inState("rho", inverseNorm(r.byName["x"].values, m.C), T)
 			}
 			du, duOut := r.lowIn("du", T, lin), r.lowOut("duOut", T, lout)
+			u := r.lowOf("u", T, lin, x, w, rho)
 			var dx, dres ops.Tensor
 			switch res {
 			case inPlace:
@@ -76,7 +95,7 @@ func rmsnormBackCases() []Case {
 			if lin != nil { // a sum over ranks beside the norm
 				r.byName["dx"].tol = byProduct
 			}
-			return func() { r.b.RMSNormBack(dx, duOut, dres, dxn, du, x, rho, w, lin, lout, r.batch) }
+			return func() { r.b.RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w, lin, lout, r.batch) }
 		}
 		all = append(all, c)
 	}
@@ -197,7 +216,8 @@ func swigluBackCases() []Case {
 func loraGradCases() []Case {
 	var all []Case
 	add := func(m modelShape, T, S int, qkv, o adapters) {
-		c := newCase("LoRAGrad", sizeOf(T, m.C), m, batch(T, S, 0, 9), max(qkv.rank(), o.rank()), "qkv %v o %v", qkv, o)
+		normed := len(all)%2 == 1 // dA of q, k, v from the input of the norm they read
+		c := newCase("LoRAGrad", sizeOf(T, m.C), m, batch(T, S, 0, 9), max(qkv.rank(), o.rank()), "qkv %v o %v normed %v", qkv, o, normed)
 		narrow, wide := m.h.H*m.h.D, (m.h.H+2*m.h.Hk)*m.h.D
 		c.FLOPs = product2(T, qkv.rank(), m.C) + product2(T, qkv.rank(), wide) + product2(T, o.rank(), m.C+narrow)
 		c.Bytes = 2 * sum(T) * sum(2*m.C, wide, narrow, 2*qkv.rank(), 2*o.rank())
@@ -205,9 +225,13 @@ func loraGradCases() []Case {
 			spec := r.qkv("", m.h, m.C)
 			lq, lo := r.lora("qkv", spec, qkv, gradA|gradB), r.lora("o", r.plain("", m.C, narrow), o, gradA|gradB)
 			var jobs []ops.GradJob
+			var norm ops.Norm
+			if normed {
+				norm = ops.Norm{Rho: r.inState("rho", normal("rho", 1), T), W: r.in("w", normal("w", 1), m.C)}
+			}
 			if lq != nil {
 				jobs = append(jobs,
-					ops.GradJob{LoRA: lq, Side: ops.SideA, Wide: r.in("xn", nil, T, m.C), Low: r.lowIn("duQKV", T, lq)},
+					ops.GradJob{LoRA: lq, Side: ops.SideA, Wide: r.in("xn", nil, T, m.C), Low: r.lowIn("duQKV", T, lq), Norm: norm},
 					ops.GradJob{LoRA: lq, Side: ops.SideB, Wide: r.wide("dqkv", input, byProduct, nil, T, spec), Low: r.lowIn("uQKV", T, lq)})
 			}
 			if lo != nil {

@@ -117,40 +117,38 @@ func (d *decoder) loss() float64 {
 // backward follows a forward: the gradient of x0 comes to lie in dx, those of the adapters are added.
 func (d *decoder) backward() {
 	b, batch, last := d.r.b, d.r.batch, len(d.layers)-1
-	b.RMSNormBack(d.dx, d.layers[last].dudown, none, d.dxn, none, d.x[last+1], d.rho, d.w, nil, d.layers[last].ldown, batch)
+	b.RMSNormBack(d.dx, d.layers[last].dudown, none, d.dxn, none, none, d.x[last+1], d.rho, d.w, nil, d.layers[last].ldown, batch)
 	for i := last; i >= 0; i-- {
 		y := &d.layers[i]
 		var jobs []ops.GradJob
-		job := func(l *ops.LoRA, s ops.Side, wide, low ops.Tensor) {
+		job := func(l *ops.LoRA, s ops.Side, wide, low ops.Tensor, n ops.Norm) {
 			if l != nil {
-				jobs = append(jobs, ops.GradJob{LoRA: l, Side: s, Wide: wide, Low: low})
+				jobs = append(jobs, ops.GradJob{LoRA: l, Side: s, Wide: wide, Low: low, Norm: n})
 			}
 		}
 		b.LinearBack(d.dact, d.dx, y.down)
 		b.SwiGLUBack(y.gu, y.dugu, d.dact, y.dudown, y.ugu, y.ldown, y.lgu, batch)
 		b.LinearBack(d.dxn, y.gu, y.gateup)
-		b.RMSNorm(d.xn, none, none, y.mid, y.norm2, eps, nil, batch)
-		job(y.ldown, ops.SideB, d.dx, y.udown)
-		job(y.lgu, ops.SideA, d.xn, y.dugu)
+		job(y.ldown, ops.SideB, d.dx, y.udown, ops.Norm{})
+		job(y.lgu, ops.SideA, y.mid, y.dugu, ops.Norm{Rho: y.rho2, W: y.norm2})
 		b.LoRAGrad(jobs, batch)
-		b.RMSNormBack(d.dx, y.duo, d.dx, d.dxn, y.dugu, y.mid, y.rho2, y.norm2, y.lgu, y.lo, batch)
+		b.RMSNormBack(d.dx, y.duo, d.dx, d.dxn, y.dugu, y.ugu, y.mid, y.rho2, y.norm2, y.lgu, y.lo, batch)
 
 		jobs = nil
 		b.LinearBack(d.do, d.dx, y.o)
 		b.AttentionBack(d.dqkv, y.duqkv, d.do, y.duo, y.os, y.lse, y.qkvs, d.m.h, d.rope, y.lo, y.lqkv, batch)
 		b.LinearBack(d.dxn, d.dqkv, y.qkv)
-		b.RMSNorm(d.xn, none, none, d.x[i], y.norm1, eps, nil, batch)
-		job(y.lo, ops.SideB, d.dx, y.uo)
-		job(y.lo, ops.SideA, y.os, y.duo)
-		job(y.lqkv, ops.SideB, d.dqkv, y.uqkv)
-		job(y.lqkv, ops.SideA, d.xn, y.duqkv)
+		job(y.lo, ops.SideB, d.dx, y.uo, ops.Norm{})
+		job(y.lo, ops.SideA, y.os, y.duo, ops.Norm{})
+		job(y.lqkv, ops.SideB, d.dqkv, y.uqkv, ops.Norm{})
+		job(y.lqkv, ops.SideA, d.x[i], y.duqkv, ops.Norm{Rho: y.rho1, W: y.norm1})
 		b.LoRAGrad(jobs, batch)
 		var below *ops.LoRA
 		duBelow := none
 		if i > 0 {
 			below, duBelow = d.layers[i-1].ldown, d.layers[i-1].dudown
 		}
-		b.RMSNormBack(d.dx, duBelow, d.dx, d.dxn, y.duqkv, d.x[i], y.rho1, y.norm1, y.lqkv, below, batch)
+		b.RMSNormBack(d.dx, duBelow, d.dx, d.dxn, y.duqkv, y.uqkv, d.x[i], y.rho1, y.norm1, y.lqkv, below, batch)
 	}
 }
 

@@ -72,7 +72,7 @@ func (r *rig) lora(name string, spec ops.WeightSpec, a adapters, s sides) *ops.L
 	if !r.sizing {
 		pack.role = input
 		r.loras = append(r.loras, l)
-		r.b.PackLoRA(l)
+		r.b.PackLoRA([]*ops.LoRA{l})
 	}
 	return l
 }

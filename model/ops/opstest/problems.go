@@ -23,7 +23,7 @@ func problems() []problem {
 		all = append(all, attentionProblem(one[0], qkv, i != 1), attentionProblem(one[1], qkv, true))
 	}
 	for _, a := range []adapters{{[]int{2, 3, 4}, 0.5}, {[]int{2, 0, 4}, 0}} {
-		all = append(all, gradProblem(a))
+		all = append(all, gradProblem(a, false), gradProblem(a, true))
 	}
 	return all
 }
@@ -72,7 +72,7 @@ func normProblem(in, out adapters, res residual) problem {
 			if res == inPlace {
 				r.set("dx", r.byName["dres"].values)
 			}
-			r.b.RMSNormBack(dx, duOut, through, dxn, du, x, rho, w, lin, lout, r.batch)
+			r.b.RMSNormBack(dx, duOut, through, dxn, du, u, x, rho, w, lin, lout, r.batch)
 		}
 		if lout != nil {
 			g.also = func() map[string][]float64 {
@@ -194,14 +194,14 @@ func (r *rig) sumsB(into map[string][]float64, l *ops.LoRA, dy, u []float64) {
 	}
 }
 
-// gradProblem: u through A, and y through B, over more than three blocks of tokens.
-func gradProblem(a adapters) problem {
+// gradProblem: u through A, and y through B, over more than three blocks of tokens; dA from xn, or from x of the norm.
+func gradProblem(a adapters, normed bool) problem {
 	const T = 3*ops.GradBlock + 1
 	m := modelShape{name: "narrow", C: 9, F: 8, V: 9, h: ops.Heads{H: 2, Hk: 1, D: 4}}
-	return problem{fmt.Sprintf("LoRAGrad/%v", a), m, batch(T, 3, 0, 9), func(r *rig) gradients {
+	return problem{fmt.Sprintf("LoRAGrad/%v normed %v", a, normed), m, batch(T, 3, 0, 9), func(r *rig) gradients {
 		spec := r.qkv("w", m.h, m.C)
 		w, l := r.newWeight(spec, nil), r.lora("l", spec, a, gradA|gradB)
-		x, scale, xn := r.in("x", nil, T, m.C), r.in("scale", nil, m.C), r.out("xn", byElement, T, m.C)
+		x, scale, xn, rho := r.in("x", nil, T, m.C), r.in("scale", nil, m.C), r.out("xn", byElement, T, m.C), r.outState("rho", byElement, T)
 		u, du := r.lowOut("u", T, l), r.lowIn("du", T, l)
 		dy, y := r.wide("dy", input, byProduct, nil, T, spec), r.wide("y", output, byProduct, nil, T, spec)
 		fixed := r.in("u fixed", nil, T, l.Rank)
@@ -210,12 +210,16 @@ func gradProblem(a adapters) problem {
 			g.pairs = append(g.pairs, pair{m.A.Name, m.DA.Name, true}, pair{m.B.Name, m.DB.Name, true})
 		}
 		g.forward = func() float64 {
-			r.b.RMSNorm(xn, none, u, x, scale, eps, l, r.batch)
+			r.b.RMSNorm(xn, rho, u, x, scale, eps, l, r.batch)
 			r.b.Linear(y, xn, w, fixed, l, ops.Epilogue{}, r.batch)
 			return r.against("u", slopes(l, r.byName["du"].values)) + r.against("y", r.byName["dy"].values)
 		}
+		wide, norm := xn, ops.Norm{}
+		if normed {
+			wide, norm = x, ops.Norm{Rho: rho, W: scale}
+		}
 		g.backward = func() {
-			r.b.LoRAGrad([]ops.GradJob{{LoRA: l, Side: ops.SideA, Wide: xn, Low: du}, {LoRA: l, Side: ops.SideB, Wide: dy, Low: fixed}}, r.batch)
+			r.b.LoRAGrad([]ops.GradJob{{LoRA: l, Side: ops.SideA, Wide: wide, Low: du, Norm: norm}, {LoRA: l, Side: ops.SideB, Wide: dy, Low: fixed}}, r.batch)
 		}
 		return g
 	}}

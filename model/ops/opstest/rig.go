@@ -129,10 +129,11 @@ func (r *rig) layOut(p *plan) {
 		r.load(p.host)
 	}
 	r.work = r.place("workspace", scratch, ops.U8, int(r.b.WorkspaceBytes(p.dims))).Tensor
-	if !r.sizing {
-		r.b.SetWorkspace(r.work)
+	call := p.wire(r)
+	r.run = func() {
+		r.b.SetWorkspace(r.work, p.dims) // anew each time: what lay there is gone where a test has written to it
+		call()
 	}
-	r.run = p.wire(r)
 }
 
 // load fills the batch; while sizing, its views alone.
@@ -345,9 +346,7 @@ func (r *rig) set(name string, v []float64) {
 
 // pack tells the backend of new values in the LoRA factors.
 func (r *rig) pack() {
-	for _, l := range r.loras {
-		r.b.PackLoRA(l)
-	}
+	r.b.PackLoRA(r.loras)
 }
 
 // poison fills what the op is to write with one byte, and gives updated tensors their values.
