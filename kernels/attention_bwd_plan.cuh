@@ -88,26 +88,23 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-constexpr int attention_delta_threads = 128;  // 4 warps of 16 rows: half a place
+constexpr int attention_delta_threads = 128, attention_delta_heads = 2;  // 4 warps of 16 rows, half a tile; heads of a block
 
-/* Block (place * H + head) * 2 + half completes dO and makes delta and lse2 of half a padded place, a warp 16 rows: lane 4i + q has columns 8q.. and 32 + 8q.. of rows i and i + 8, in chunks of 64. */
+/* Block (half of a tile, heads) completes dO and makes delta and lse2, a warp 16 rows: lane 4i + q has columns 8q.. and
+32 + 8q.. of rows i and i + 8, in chunks of 64. */
 template <int D>
 __global__ void __launch_bounds__(attention_delta_threads, 3)
     attention_delta_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work w,
                            const __grid_constant__ attention_lora add) {
   take_turn();
   __shared__ __align__(16) bf16 low[attention_delta_threads / 32][lora_tokens * back_stride_one];
-  const int place = blockIdx.x / 2 / p.H, head = blockIdx.x / 2 % p.H, half = blockIdx.x % 2;
-  int segment = 0;  // the last one whose first place is not behind this one
-  for (int step = 1 << 16; step; step /= 2)
-    if (segment + step < p.S && attention_place(p.seg_start, {segment + step, 0}) <= place) segment += step;
-  const int level = place - attention_place(p.seg_start, {segment, 0});
-  const int row = __ldg(p.seg_start + segment) + level * attention_rows, end = __ldg(p.seg_start + segment + 1);
-  if (row >= end) return;  // a place that no tile has
-
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, first = row + 64 * half + 16 * warp;
+  if ((int)blockIdx.x / 2 >= w.counts->tiles) return;
+  const attention_tile tile = attention_unpack(w.tiles[blockIdx.x / 2]);
+  const int row = __ldg(p.seg_start + tile.segment) + tile.level * attention_rows, end = __ldg(p.seg_start + tile.segment + 1);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, q = lane % 4, first = row + blockIdx.x % 2 * 64 + 16 * warp;
   const int t[2] = {first + lane / 4, first + lane / 4 + 8};
   const bool inside[2] = {t[0] < end, t[1] < end};
+  const int64_t place = attention_place(p.seg_start, tile) * attention_rows - row;
   uint2 key = {};
   dropout_token tokens[2] = {};
   if (add.lora.n) {
@@ -115,40 +112,50 @@ __global__ void __launch_bounds__(attention_delta_threads, 3)
     back_load(low[warp], back_stride_one, add.du, add.lora, first, end, lane, 32);
     __syncwarp();
   }
-  float dot[2] = {};
+  for (int head = blockIdx.y * attention_delta_heads; head < min((blockIdx.y + 1) * attention_delta_heads, p.H); head++) {
+    float dot[2] = {}, lse[2];
 #pragma unroll
-  for (int base = 0; base < D; base += 64) {
-    uint4 o[4], g[4];  // part k: row k / 2, column group k % 2
+    for (int h = 0; h < 2; h++) lse[h] = inside[h] ? __ldg(p.lse + (int64_t)head * p.T + t[h]) : INFINITY;
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      const int64_t at = ((int64_t)t[k / 2] * p.H + head) * D + base + 32 * (k % 2) + 8 * q;
-      o[k] = load16(p.o + at, inside[k / 2]);
-      g[k] = inside[k / 2] ? *(const uint4 *)(add.d_o + at) : make_uint4(0, 0, 0, 0);
-    }
-    float sum[8][4] = {};
-    if (add.lora.n) back_multiply(sum, low[warp], back_stride_one, add.lora, head * D + base, key, tokens, lane);
+    for (int base = 0; base < D; base += 64) {
+      const bf16 *o_row[2];
+      bf16 *do_row[2];
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
-      float x[8], y[8];
-      if (add.lora.n) {
-        unpack8(y, g[k]);
-#pragma unroll
-        for (int j = 0; j < 8; j++) y[j] += sum[j][k];
-        g[k] = pack8(y);
-        if (inside[k / 2]) *(uint4 *)(add.d_o + ((int64_t)t[k / 2] * p.H + head) * D + base + 32 * (k % 2) + 8 * q) = g[k];
+      for (int h = 0; h < 2; h++) {
+        const int64_t at = ((int64_t)t[h] * p.H + head) * D + base + 8 * q;
+        o_row[h] = p.o + at, do_row[h] = add.d_o + at;
       }
-      unpack8(x, o[k]), unpack8(y, g[k]);
+      uint4 o[4], g[4];  // part k: row k / 2, column group k % 2
 #pragma unroll
-      for (int j = 0; j < 8; j++) dot[k / 2] = fmaf(x[j], y[j], dot[k / 2]);
+      for (int k = 0; k < 4; k++) {
+        o[k] = load16(o_row[k / 2] + 32 * (k % 2), inside[k / 2]);
+        g[k] = inside[k / 2] ? *(const uint4 *)(do_row[k / 2] + 32 * (k % 2)) : make_uint4(0, 0, 0, 0);
+      }
+      float sum[8][4] = {};
+      if (add.lora.n) back_multiply(sum, low[warp], back_stride_one, add.lora, head * D + base, key, tokens, lane);
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        float x[8], y[8];
+        if (add.lora.n) {
+          unpack8(y, g[k]);
+#pragma unroll
+          for (int j = 0; j < 8; j++) y[j] += sum[j][k];
+          g[k] = pack8(y);
+          if (inside[k / 2]) *(uint4 *)(do_row[k / 2] + 32 * (k % 2)) = g[k];
+        }
+        unpack8(x, o[k]), unpack8(y, g[k]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) dot[k / 2] = fmaf(x[j], y[j], dot[k / 2]);
+      }
     }
-  }
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    dot[h] = quad_sum(dot[h]);
-    if (q) continue;
-    const int64_t at = (int64_t)head * w.padded_rows + place * attention_rows + t[h] - row;
-    w.delta[at] = dot[h];
-    w.lse2[at] = inside[h] ? p.lse[(int64_t)head * p.T + t[h]] * attention_log2e : INFINITY;
+    for (int h = 0; h < 2; h++) {
+      dot[h] = quad_sum(dot[h]);
+      if (q) continue;
+      const int64_t at = (int64_t)head * w.padded_rows + place + t[h];
+      w.delta[at] = dot[h];
+      w.lse2[at] = lse[h] * attention_log2e;
+    }
   }
 }
 
@@ -203,6 +210,7 @@ __global__ void __launch_bounds__(256) attention_bwd_sum_kernel(attention_proble
       const int value = e / (8 * D), r = i % 16 * 8 + e / D % 8, c = e % D, row = begin + r;
       if (row >= end) continue;
       float4 sum = {0, 0, 0, 0};
+#pragma unroll 4
       for (int s = item.first; s < item.first + item.count; s++) {
         const float4 x = *(const float4 *)(w.partials + ((int64_t)s * 2 + value) * attention_rows * D + r * D + c);
         sum.x += x.x, sum.y += x.y, sum.z += x.z, sum.w += x.w;
@@ -226,7 +234,7 @@ qk_status attention_bwd_plan(const attention_problem &p, const attention_work &w
 }
 qk_status attention_bwd_delta(const attention_problem &p, const attention_work &w, const attention_lora &add, cudaStream_t stream) {
   const auto kernel = p.D == 64 ? attention_delta_kernel<64> : attention_delta_kernel<128>;
-  return qk_launch(p.name, kernel, 2 * w.max_tiles * p.H, attention_delta_threads, stream, p, w, add);
+  return qk_launch(p.name, kernel, dim3(2 * w.max_tiles, (p.H + attention_delta_heads - 1) / attention_delta_heads), attention_delta_threads, stream, p, w, add);
 }
 qk_status attention_bwd_sum(const attention_problem &p, const attention_work &w, const qk_device &device, cudaStream_t stream) {
   const auto kernel = p.D == 64 ? attention_bwd_sum_kernel<64> : attention_bwd_sum_kernel<128>;

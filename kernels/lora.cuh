@@ -41,8 +41,27 @@ static inline unsigned lora_tiles(int T) { return (T + lora_tokens - 1) / lora_t
 
 /* ---- down */
 
-/* Adds the products of one chunk: v of token i and of token i + 8, at column (the lane's own, K and beyond: zeros) with the
-rows of a (rank,K). Ranks beyond Tiles * 8 are left out. */
+/* What a lane multiplies with of the rows of a (rank,K): the eight columns from `column` (the lane's own, K and beyond: zeros) of
+row 8n + i. To be asked for a chunk ahead: it comes from L2, and the product waits for it. */
+template <int Tiles>
+QK_DEVICE void down_load(uint4 (&w)[Tiles], const bf16 *a, int rank, int K, int column, int lane) {
+#pragma unroll
+  for (int n = 0; n < Tiles; n++) {
+    const int r = 8 * n + lane / 4;
+    w[n] = load16(a + (int64_t)r * K + column, r < rank && column < K);
+  }
+}
+/* Adds the products of one chunk: v of token i and of token i + 8. */
+template <int Tiles>
+QK_DEVICE void down_multiply(float (&acc)[Tiles][4], const uint4 (&w)[Tiles], int rank, const uint4 &v0, const uint4 &v1) {
+#pragma unroll
+  for (int n = 0; n < Tiles; n++) {
+    if (8 * n >= rank) break;
+    mma_k16(acc[n], v0.x, v1.x, v0.y, v1.y, w[n].x, w[n].y);
+    mma_k16(acc[n], v0.z, v1.z, v0.w, v1.w, w[n].z, w[n].w);
+  }
+}
+/* Both, a tile of ranks after the other, for kernels of many ranks that have no registers to ask ahead. */
 template <int Tiles>
 QK_DEVICE void down_multiply(float (&acc)[Tiles][4], const bf16 *a, int rank, int K, int column, const uint4 &v0,
                              const uint4 &v1, int lane) {
@@ -95,9 +114,17 @@ QK_DEVICE void back_load(bf16 *tile, int stride, const bf16 *du, const qk_lora &
   int padded = 0;
   for (int m = 0; m < l.n; m++) {
     const int rank = l.m[m].rank, width = (rank + 7) / 8 * 8;
-    for (int e = thread; e < lora_tokens * width; e += threads) {
-      const int t = e / width, r = e % width;
-      tile[t * stride + padded + r] = r < rank && first + t < T ? du[(int64_t)(first + t) * l.rank + l.m[m].col + r] : (bf16)0.f;
+    const bf16 *from = du + (int64_t)first * l.rank + l.m[m].col;
+    if (rank % 8 == 0 && l.rank % 8 == 0 && l.m[m].col % 8 == 0) {
+      for (int e = thread; e < lora_tokens * width / 8; e += threads) {
+        const int t = e % lora_tokens, r = e / lora_tokens * 8;
+        *(uint4 *)(tile + t * stride + padded + r) = load16(from + t * l.rank + r, first + t < T);
+      }
+    } else {
+      for (int e = thread; e < lora_tokens * width; e += threads) {
+        const int t = e % lora_tokens, r = e / lora_tokens;
+        tile[t * stride + padded + r] = r < rank && first + t < T ? from[t * l.rank + r] : (bf16)0.f;
+      }
     }
     padded += width;
   }

@@ -77,18 +77,11 @@ QK_DEVICE uint4 grad_low(const grad_job &job, const qk_module &m, int r, int64_t
   return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-/* Eight of the norm's weights, where the wide operand is made of its input. */
-QK_DEVICE void grad_norm_weights(float (&w)[8], const grad_job &job, int c) {
-  if (job.w_type == QK_F32)
-    load_w(w, (const float *)job.w, c);
-  else
-    load_w(w, (const bf16 *)job.w, c);
-}
-
 /* Block (strips of a group, block of tokens). */
 __global__ void __launch_bounds__(grad_threads, 4) lora_grad_kernel(const __grid_constant__ grad_problem p, int first_block) {
   take_turn();
   __shared__ __align__(16) uint4 low[grad_tiles][grad_block];
+  __shared__ __align__(16) float rho[grad_block], norm_w[grad_warps][grad_strip];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
   int g = 0;
   while (g + 1 < p.groups && (int)blockIdx.x >= p.group[g + 1].first_block) g++;
@@ -117,6 +110,13 @@ __global__ void __launch_bounds__(grad_threads, 4) lora_grad_kernel(const __grid
   for (int n = 0; n < group.tiles; n++, tile.next(l))
     for (int t = threadIdx.x; t < grad_block; t += grad_threads)
       low[n][t] = t < tokens ? grad_low(job, l.m[tile.module], tile.rank, first + t) : make_uint4(0, 0, 0, 0);
+  if (job.rho) {
+    for (int t = threadIdx.x; t < grad_block; t += grad_threads) rho[t] = t < tokens ? __ldg(job.rho + first + t) : 0.f;
+    for (int k = lane; k < grad_strip; k += 32) {
+      const int at = strip * grad_strip + k;
+      norm_w[warp][k] = at >= l.in ? 0.f : job.w_type == QK_F32 ? __ldg((const float *)job.w + at) : __bfloat162float(((const bf16 *)job.w)[at]);
+    }
+  }
   __syncthreads();
   if (strip >= group.strips) return;
 
@@ -131,10 +131,11 @@ __global__ void __launch_bounds__(grad_threads, 4) lora_grad_kernel(const __grid
       for (int k = 0; k < 4; k++) own[k] = wide[ahead][k];
       load(wide[ahead], step + grad_ahead);
       if (job.rho) {
-        float w[8] = {};
-        if (inside) grad_norm_weights(w, job, c);
+        float w[8];
 #pragma unroll
-        for (int k = 0; k < 4; k++) own[k] = normalise(own[k], token_of(step, k) < tokens ? __ldg(job.rho + first + token_of(step, k)) : 0.f, w);
+        for (int j = 0; j < 8; j++) w[j] = norm_w[warp][8 * i + j];
+#pragma unroll
+        for (int k = 0; k < 4; k++) own[k] = normalise(own[k], rho[token_of(step, k) % grad_block], w);
       }
       tile = {group.module, group.rank};
       int module = -1;

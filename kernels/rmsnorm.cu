@@ -87,13 +87,23 @@ QK_DEVICE float square_sum(const uint4 &v) {
   for (int j = 0; j < 8; j++) sum = fmaf(f[j], f[j], sum);
   return sum;
 }
-/* Walks the tile for the modules from m0 on: xn, at the first walk, and their products with A. */
+/* A of the modules from m0 on, as a lane multiplies with it in one step. */
+template <int Tiles, int Modules> struct norm_factors {
+  uint4 a[Modules][Tiles];
+  QK_DEVICE_MEMBER void load(const norm_tile &tile, const qk_lora &l, int m0, int step) {
+#pragma unroll
+    for (int i = 0; i < Modules; i++)
+      if (m0 + i < l.n)
+        down_load(a[i], (const bf16 *)l.pack_a + (int64_t)l.m[m0 + i].col * l.in, l.m[m0 + i].rank, tile.p.C, tile.column(step), threadIdx.x % 32);
+  }
+};
+
+/* Walks the tile for the modules from m0 on: xn, at the first walk, and their products with A, whose part for the first step
+is there and that for the next on its way. */
 template <class W, int Tiles, int Modules>
-QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const qk_lora &l, int m0, const float (&rho)[2], uint2 key,
-                         const dropout_token (&token)[2], float *shared) {
-  const int lane = threadIdx.x % 32;
+QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const qk_lora &l, int m0, norm_factors<Tiles, Modules> &factors,
+                         const float (&rho)[2], uint2 key, const dropout_token (&token)[2], float *shared) {
   float acc[Modules][Tiles][4] = {};
-#pragma unroll 2
   for (int step = 0; step < tile.steps(); step++) {
     const int c = tile.column(step);
     uint4 v[2];
@@ -114,8 +124,9 @@ QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const qk_
       if (mod.threshold)
 #pragma unroll
         for (int h = 0; h < 2; h++) kept[h] = masked(v[h], dropout_mask(key, c / 8, token[h], mod.stream, mod.threshold));
-      down_multiply(acc[i], (const bf16 *)l.pack_a + (int64_t)mod.col * l.in, mod.rank, p.C, c, kept[0], kept[1], lane);
+      down_multiply(acc[i], factors.a[i], mod.rank, kept[0], kept[1]);
     }
+    factors.load(tile, l, m0, step + 1);
   }
 #pragma unroll
   for (int i = 0; i < Modules; i++) {
@@ -136,6 +147,8 @@ __global__ void __launch_bounds__(forward_threads, 1)
   extern __shared__ __align__(16) uint8_t memory[];
   const norm_tile tile(p, memory);
 
+  norm_factors<Tiles, modules> factors;
+  factors.load(tile, l, 0, 0);
   tile.fetch();
   float sum[2] = {};
 #pragma unroll 2
@@ -155,8 +168,8 @@ __global__ void __launch_bounds__(forward_threads, 1)
     key = p.batch.key();
     token[0] = dropout_token_of(p.batch, tile.t[0], p.T), token[1] = dropout_token_of(p.batch, tile.t[1], p.T);
   }
-  norm_walk<W, Tiles, modules>(p, tile, l, 0, rho, key, token, tiles);
-  for (int m = modules; m < l.n; m += modules) norm_walk<W, Tiles, modules>(p, tile, l, m, rho, key, token, tiles);
+  norm_walk<W>(p, tile, l, 0, factors, rho, key, token, tiles);
+  for (int m = modules; m < l.n; m += modules) factors.load(tile, l, m, 0), norm_walk<W>(p, tile, l, m, factors, rho, key, token, tiles);
 }
 
 template <class W> static auto norm_fwd_kernel(const qk_lora *l) {

@@ -72,11 +72,12 @@ __global__ void __launch_bounds__(norm_bwd_warps * 32, 1)
   const float rho[2] = {here[0] ? __ldg(p.rho + t[0]) : 0.f, here[1] ? __ldg(p.rho + t[1]) : 0.f};
   const float pull[2] = {pulls[lane / 4], pulls[lane / 4 + 8]};
 
-  // Part k of the lane's share of a chunk: eight columns of token k / 2, those of group k % 2.
+  // Part k of the lane's share of a chunk: eight columns of token k / 2, those of group k % 2. The next chunk's are on their way.
   const qk_module &mod = out.m[0];
   float acc[Tiles][4] = {};
-  for (int base = warp * 64; base < p.C; base += norm_bwd_warps * 64) {
-    uint4 d[4], x[4], res[4];
+  constexpr bool ahead = Tiles == 1;  // B' is asked for a chunk ahead as well
+  uint4 d[4], x[4], res[4], b[2][Tiles];
+  const auto load = [&](int base) {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const int c = base + 32 * (k % 2) + 8 * q;
@@ -85,8 +86,15 @@ __global__ void __launch_bounds__(norm_bwd_warps * 32, 1)
       d[k] = load16(p.dxn + at, inside), x[k] = load16(p.x + at, inside);
       res[k] = inside && p.dres ? *(const uint4 *)(p.dres + at) : make_uint4(0, 0, 0, 0);
     }
+    if (ahead && out.n)
+#pragma unroll
+      for (int g = 0; g < 2; g++) down_load(b[g], (const bf16 *)out.pack_bt, mod.rank, p.C, base + 32 * g + 8 * q, lane);
+  };
+  load(warp * 64);
+  for (int base = warp * 64; base < p.C; base += norm_bwd_warps * 64) {
     float sum[8][4] = {};
     if (in.n) back_multiply(sum, tile, back_stride, in, base, key, tokens, lane);
+    uint4 y[4];
 #pragma unroll
     for (int g = 0; g < 2; g++) {
       const int c = base + 32 * g + 8 * q;
@@ -95,14 +103,22 @@ __global__ void __launch_bounds__(norm_bwd_warps * 32, 1)
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int k = 2 * h + g;
-        float f[8], v[8], y[8];
-        unpack8(f, d[k]), unpack8(v, x[k]), unpack8(y, res[k]);
+        float f[8], v[8], to[8];
+        unpack8(f, d[k]), unpack8(v, x[k]), unpack8(to, res[k]);
 #pragma unroll
-        for (int j = 0; j < 8; j++) y[j] += rho[h] * ((f[j] + sum[j][k]) * w[j]) - v[j] * pull[h];
-        d[k] = pack8(y);
-        if (here[h] && c < p.C) *(uint4 *)(p.dx + (int64_t)t[h] * p.C + c) = d[k];
+        for (int j = 0; j < 8; j++) to[j] += rho[h] * ((f[j] + sum[j][k]) * w[j]) - v[j] * pull[h];
+        y[k] = pack8(to);
       }
-      if (out.n) down_multiply(acc, (const bf16 *)out.pack_bt, mod.rank, p.C, c, d[g], d[2 + g], lane);
+    }
+    if (out.n && ahead) down_multiply(acc, b[0], mod.rank, y[0], y[2]), down_multiply(acc, b[1], mod.rank, y[1], y[3]);
+    load(base + norm_bwd_warps * 64);
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+      const int c = base + 32 * g + 8 * q;
+#pragma unroll
+      for (int h = 0; h < 2; h++)
+        if (here[h] && c < p.C) *(uint4 *)(p.dx + (int64_t)t[h] * p.C + c) = y[2 * h + g];
+      if (out.n && !ahead) down_multiply(acc, (const bf16 *)out.pack_bt, mod.rank, p.C, c, y[g], y[2 + g], lane);
     }
   }
   if (out.n) down_store<norm_bwd_warps>(p.du_out, out.rank, mod.col, mod.rank, acc, mod.scale, tiles, first, p.T);
