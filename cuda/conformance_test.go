@@ -62,3 +62,9 @@ func TestCardInvariants(t *testing.T) {
 	needCard(t)
 	opstest.RunInvariants(t, func() ops.Backend { return open(t) }, options())
 }
+
+// TestCardHuge runs the cases with a tensor of more than 2³¹ elements: minutes, and up to 60 GiB of the card.
+func TestCardHuge(t *testing.T) {
+	needCard(t)
+	opstest.RunPeriodic(t, func() ops.Backend { return open(t) }, oracle, options(), opstest.IsHuge)
+}

@@ -35,6 +35,21 @@ func TestInvariants(t *testing.T) {
 	opstest.RunInvariants(t, oracle, opstest.Options{Bitwise: true, Storage: []opstest.Storage{{Weights: ops.F32, Activations: ops.F64}}})
 }
 
+// TestPeriodic holds the runner of the card's largest cases to ordinary ones: rows that repeat give results that do, and a
+// fault far from the first period is seen.
+func TestPeriodic(t *testing.T) {
+	ordinary := func(c opstest.Case) bool {
+		return strings.Contains(c.Name, " T192 ") || strings.Contains(c.Name, " T129 ") ||
+			c.Name == "GradNorm/70001" || c.Name == "QuantNF4/20000 double"
+	}
+	opstest.RunPeriodic(t, float, oracle, opstest.Options{Storage: options.Storage[:1]}, ordinary)
+
+	late := func() ops.Backend { return &faulty{Backend: float(), late: true} }
+	if err := rmsnormCase(t, " T129 ").Periodic(late, oracle, options.Storage[0]); err == nil || !strings.Contains(err.Error(), "row 191 of 192") {
+		t.Errorf("a fault in the last row alone: %v", err)
+	}
+}
+
 // A faulty backend is the float32 one with a fault in one op. Each fault must be seen.
 type faulty struct {
 	ops.Backend
@@ -42,6 +57,7 @@ type faulty struct {
 	spoil    bool // RMSNorm rounds its input
 	stale    bool // RMSNorm leaves the last element of xn as it was
 	off      bool // RMSNorm scales xn by 1.0001
+	late     bool // RMSNorm leaves the last element of xn as it was, past 64 tokens
 	unsteady int  // RMSNorm adds a millionth more to each call
 }
 
@@ -55,7 +71,7 @@ func (f *faulty) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.LoRA, 
 		f.must(f.Write(ops.Tensor{DType: ops.U8, Shape: []int{1}, Buf: xn.Buf, Off: xn.Off + xn.Bytes()}, []byte{0}))
 	case f.spoil:
 		f.change(x, func(v float32) float32 { return v + 1e-3 })
-	case f.stale:
+	case f.stale, f.late && b.T > 64:
 		f.must(f.Write(last, old))
 	case f.off:
 		f.change(xn, func(v float32) float32 { return v * 1.0001 })
@@ -101,20 +117,20 @@ func TestConformanceSeesFaults(t *testing.T) {
 			f.Backend, f.unsteady = float(), f.unsteady*calls
 			return &f
 		}
-		err := rmsnormCase(t).Run(under, oracle, storage)
+		err := rmsnormCase(t, " T31 ").Run(under, oracle, storage)
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%+v: got %v, want %q", c.fault, err, c.want)
 		}
 	}
 }
 
-func rmsnormCase(t *testing.T) opstest.Case {
+func rmsnormCase(t *testing.T, tokens string) opstest.Case {
 	for _, c := range opstest.Cases() {
-		if c.Op == "RMSNorm" && strings.Contains(c.Name, "T31") {
+		if c.Op == "RMSNorm" && strings.Contains(c.Name, tokens) {
 			return c
 		}
 	}
-	t.Fatal("no case of RMSNorm with 31 tokens")
+	t.Fatal("no case of RMSNorm with" + tokens + "tokens")
 	return opstest.Case{}
 }
 

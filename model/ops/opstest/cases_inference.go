@@ -41,7 +41,7 @@ func decodeCases() []Case {
 				K: r.place("k", scratch, r.act, n, positions, h.Hk*h.D).Tensor,
 				V: r.place("v", scratch, r.act, n, positions, h.Hk*h.D).Tensor}
 			tol, low := byRule, byProduct
-			if !r.sizing && r.act == ops.BF16 {
+			if !r.sizing && r.act == ops.BF16 && r.as.period == 0 {
 				tol.coarse = decodeReference(r.byName["past"].values, r.byName["now"].values, prompt, h, rounded)
 				if l != nil {
 					low = byRule
@@ -140,10 +140,11 @@ func nf4Cases() []Case {
 		if double {
 			c.Name += " double"
 		}
-		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 1 + n/8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, flat: n, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 1 + n/8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
 		c.plan.wire = func(r *rig) func() {
 			src := r.in("src", func(i int) float64 { return math.Sin(float64(i)*1.7) * float64(1+i/64%7) }, n)
 			dst := r.out("dst", byProduct, n)
+			n := src.Len()
 			blocks := (n + 63) / 64
 			part := func(name string, d ops.DType, n int) ops.Tensor {
 				s := r.place(name, output, d, n)

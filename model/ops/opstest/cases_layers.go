@@ -232,10 +232,10 @@ func attentionCases() []Case {
 			qkv := r.wide("qkv", input, byRule, nil, k.T, r.qkv("", h, k.m.C))
 			tol, low, lse := byRule, byProduct, none
 			if !r.sizing && r.act == ops.BF16 {
-				tol.coarse, _ = attentionForward(r.byName["qkv"].values, h, host.SegStart, rounded)
+				tol.coarse, _ = attentionForward(r.byName["qkv"].values, h, r.host.SegStart, rounded)
 				if l != nil {
 					low = byRule
-					low.coarse = lowRank(&host, l, r.factors(l), tol.coarse, rounded)
+					low.coarse = lowRank(&r.host, l, r.factors(l), tol.coarse, rounded)
 				}
 			}
 			o := r.out("o", tol, k.T, narrow)

@@ -43,7 +43,7 @@ func (r *rig) lowOf(name string, T int, l *ops.LoRA, x, w, rho ops.Tensor) ops.T
 	if l == nil || r.sizing {
 		return r.lowIn(name, T, l)
 	}
-	return r.in(name, values(lowRank(&r.batch.Host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Rank)
+	return r.in(name, values(lowRank(&r.host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Rank)
 }
 
 // normed is x·rho·w.
@@ -120,20 +120,20 @@ func attentionBackCases() []Case {
 		c := newCase("AttentionBack", sizeOf(k.T, k.wide()), k.m, host, max(k.a.rank(), k.qkv.rank()), "heads %d:%d D%d o %v qkv %v rope %v", h.H, h.Hk, h.D, k.a, k.qkv, k.rope)
 		c.FLOPs = 10*causal(host)*float64(narrow) + product2(k.T, k.a.rank(), narrow) + product2(k.T, k.qkv.rank(), k.wide())
 		c.Bytes = 2 * sum(k.T) * sum(2*k.wide(), 3*narrow, k.a.rank(), k.qkv.rank())
-		c.plan.wire = func(r *rig) func() { return k.wireBack(r, host) }
+		c.plan.wire = k.wireBack
 		all = append(all, c)
 	}
 	return all
 }
 
-func (k attentionCase) wireBack(r *rig, host ops.HostBatch) func() {
+func (k attentionCase) wireBack(r *rig) func() {
 	h, narrow := k.m.h, k.m.h.H*k.m.h.D
 	spec := r.qkv("", h, k.m.C)
 	lo, lqkv := r.lora("lo", r.plain("", k.m.C, narrow), k.a, 0), r.lora("lqkv", spec, k.qkv, 0)
 	qkv := r.wide("qkv", input, byRule, nil, k.T, spec)
 	var ov, lv []float64
 	if !r.sizing {
-		ov, lv = attentionForward(r.byName["qkv"].values, h, host.SegStart, precise)
+		ov, lv = attentionForward(r.byName["qkv"].values, h, r.host.SegStart, precise)
 	}
 	o, lse := r.in("o", values(ov), k.T, narrow), none
 	lse = r.inState("lse", values(lv), h.H, k.T)
@@ -144,23 +144,23 @@ func (k attentionCase) wireBack(r *rig, host ops.HostBatch) func() {
 	}
 	dqkv, duQKV := r.wide("dqkv", output, byRule, nil, k.T, spec), r.lowOut("duQKV", k.T, lqkv)
 	if !r.sizing && r.act == ops.BF16 {
-		k.coarse(r, host, lo, lqkv)
+		k.coarse(r, lo, lqkv)
 	}
 	return func() { r.b.AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv, h, rope, lo, lqkv, r.batch) }
 }
 
 // coarse sets the tolerances of AttentionBack to those of a plain bfloat16 computation.
-func (k attentionCase) coarse(r *rig, host ops.HostBatch, lo, lqkv *ops.LoRA) {
+func (k attentionCase) coarse(r *rig, lo, lqkv *ops.LoRA) {
 	h := k.m.h
 	do := append([]float64(nil), r.byName["do"].values...)
 	if lo != nil {
-		for i, v := range lowRankBack(&host, lo, r.factors(lo), r.byName["duO"].values) {
+		for i, v := range lowRankBack(&r.host, lo, r.factors(lo), r.byName["duO"].values) {
 			do[i] = rounded(do[i] + v)
 		}
 	}
-	d := attentionBackward(r.byName["qkv"].values, r.byName["o"].values, do, h, host.SegStart, rounded)
+	d := attentionBackward(r.byName["qkv"].values, r.byName["o"].values, do, h, r.host.SegStart, rounded)
 	if k.rope {
-		rotate(d, r.byName["cos"].values, r.byName["sin"].values, h, host.Pos, true)
+		rotate(d, r.byName["cos"].values, r.byName["sin"].values, h, r.host.Pos, true)
 	}
 	for i, v := range d {
 		d[i] = rounded(v)
@@ -203,6 +203,7 @@ func swigluBackCases() []Case {
 		add([]modelShape{tinyOdd, tinyEven}[i%2], T, segmentsFor(i, T), patterns(i, 1), patterns(i+1, 2))
 	}
 	add(tinyEven, 600, 2, adapters{[]int{4}, 0.05}, adapters{[]int{4, 4}, 0.05}) // more than two blocks of GradBlock
+	add(tinyEven, 192, 2, adapters{[]int{4}, 0.05}, adapters{[]int{4, 4}, 0.05})
 	for i, m := range allModels {
 		add(m, 3+i, 2, patterns(i+4, 1), patterns(i+1, 2))
 	}
@@ -248,6 +249,7 @@ func loraGradCases() []Case {
 	}
 	r8, r888 := adapters{[]int{8}, 0.05}, adapters{[]int{8, 8, 8}, 0.05}
 	add(tinyEven, 769, 7, r888, r8) // three full blocks and one token
+	add(tinyEven, 192, 3, r888, r8)
 	for i, m := range allModels {
 		add(m, 3+i, 2, patterns(i+1, 3), patterns(i+2, 1))
 	}
@@ -314,9 +316,9 @@ func jitter(r *rig, xn ops.Tensor) []float64 {
 		return nil
 	}
 	g := normal("near", 0.3)
-	v := make([]float64, xn.Len())
+	var v []float64
 	for i, x := range r.byName[xn.Name].values {
-		v[i] = x + g(i)
+		v = append(v, x+g(i))
 	}
 	return v
 }
@@ -326,7 +328,7 @@ func optimizerCases() []Case {
 	grad := func(n int, scale float64) {
 		c := Case{Op: "GradNorm", Name: "GradNorm/" + count(n), Size: Small, FLOPs: 2 * sum(n), Bytes: 4 * sum(n)}
 		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
-		c.Size = flatSize(n)
+		c.Size, c.plan.flat = flatSize(n), n
 		c.plan.wire = func(r *rig) func() {
 			g := r.inState("grads", normal("grads", scale), n)
 			norm := r.outState("norm", byElement, 2)

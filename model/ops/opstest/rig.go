@@ -60,8 +60,19 @@ type rig struct {
 	loras   []*ops.LoRA
 	streams uint32
 	batch   *ops.Batch
+	host    ops.HostBatch // what references are made of: the batch, or its first period
+	as      shaped
 	work    ops.Tensor
 	run     func()
+	plan    *plan
+}
+
+// shaped lays a plan out at other lengths than its own: dimensions that are its tokens or its label rows become these.
+// With a period, what has a row a token repeats after so many of them.
+type shaped struct {
+	host   ops.HostBatch // zero: the plan's own
+	flat   int           // of a plan without a batch: elements
+	period int
 }
 
 // plan is what a rig is built from: its batch, its bounds, and the wiring. wire asks the rig for
@@ -73,10 +84,11 @@ type plan struct {
 	room  int // tokens of room in the batch; 0: those of host
 	wire  func(r *rig) func()
 	plain bool // no batch
+	flat  int  // of a plain one: elements of the tensors it is about, where they can be many
 }
 
-func newRig(m *machine, weight, store ops.DType) *rig {
-	r := &rig{machine: m, weight: weight, store: store, act: store, state: ops.F32, byName: map[string]*slot{}}
+func newRig(m *machine, weight, store ops.DType, as shaped) *rig {
+	r := &rig{machine: m, weight: weight, store: store, act: store, state: ops.F32, byName: map[string]*slot{}, as: as}
 	if m.b.Activation(weight) == ops.F64 {
 		r.act, r.state = ops.F64, ops.F64
 	}
@@ -84,8 +96,8 @@ func newRig(m *machine, weight, store ops.DType) *rig {
 }
 
 // size is the bytes of arena p takes, and notes the layouts it asks for.
-func (m *machine) size(p *plan, weight, store ops.DType) (int64, error) {
-	r := newRig(m, weight, store)
+func (m *machine) size(p *plan, weight, store ops.DType, as shaped) (int64, error) {
+	r := newRig(m, weight, store, as)
 	r.sizing = true
 	r.layOut(p)
 	return r.off, r.err
@@ -93,7 +105,11 @@ func (m *machine) size(p *plan, weight, store ops.DType) (int64, error) {
 
 // build lays p out in the arena, and writes every tensor.
 func (m *machine) build(p *plan, weight, store ops.DType) (*rig, error) {
-	n, err := m.size(p, weight, store)
+	return m.buildAs(p, weight, store, shaped{})
+}
+
+func (m *machine) buildAs(p *plan, weight, store ops.DType, as shaped) (*rig, error) {
+	n, err := m.size(p, weight, store, as)
 	if err != nil {
 		return nil, err
 	}
@@ -105,9 +121,12 @@ func (m *machine) build(p *plan, weight, store ops.DType) (*rig, error) {
 	if err := m.probe(weight); err != nil {
 		return nil, err
 	}
-	r := newRig(m, weight, store)
-	if err := m.b.Write(r.all(n), sentinel(0, n)); err != nil {
-		return nil, err
+	r := newRig(m, weight, store, as)
+	for at := int64(0); at < n; at += piece {
+		end := min(at+piece, n)
+		if err := m.b.Write(r.all(n).Slice("arena", int(at), int(end-at)), sentinel(at, end)); err != nil {
+			return nil, err
+		}
 	}
 	r.layOut(p)
 	if r.err != nil {
@@ -116,22 +135,35 @@ func (m *machine) build(p *plan, weight, store ops.DType) (*rig, error) {
 	return r, m.b.Sync()
 }
 
+// piece is how much of an arena is written at a time.
+const piece = 1 << 28
+
 func (r *rig) layOut(p *plan) {
 	r.off = guard
+	r.plan = p
+	if r.as.host.IDs == nil {
+		r.as.host = p.host
+	}
+	r.host = r.as.host
+	if r.as.period > 0 {
+		r.host = firstPeriod(r.as.host, r.as.period)
+	}
+	dims := r.dims(p.dims)
 	if !p.plain {
-		T, S, N := max(p.room, len(p.host.IDs)), len(p.host.SegStart)-1, max(len(p.host.Rows), 1)
+		h := r.as.host
+		T, S, N := max(p.room, len(h.IDs)), len(h.SegStart)-1, max(len(h.Rows), 1)
 		block := r.place("batch", scratch, ops.I32, ops.BatchWords(T, S, N))
 		var err error
 		if r.batch, err = ops.NewBatch(block.Tensor, T, S, N); err != nil {
 			r.fail(err)
 			return
 		}
-		r.load(p.host)
+		r.load(h)
 	}
-	r.work = r.place("workspace", scratch, ops.U8, int(r.b.WorkspaceBytes(p.dims))).Tensor
+	r.work = r.place("workspace", scratch, ops.U8, int(r.b.WorkspaceBytes(dims))).Tensor
 	call := p.wire(r)
 	r.run = func() {
-		r.b.SetWorkspace(r.work, p.dims) // anew each time: what lay there is gone where a test has written to it
+		r.b.SetWorkspace(r.work, dims) // anew each time: what lay there is gone where a test has written to it
 		call()
 	}
 }
@@ -185,6 +217,7 @@ type measure struct{}
 func (measure) Bytes() int64 { return math.MaxInt64 }
 
 func (r *rig) place(name string, ro role, d ops.DType, shape ...int) *slot {
+	shape = r.shape(shape)
 	s := &slot{Tensor: ops.Tensor{Name: name, DType: d, Shape: shape, Buf: r.arena, Off: r.off}, role: ro}
 	if r.sizing {
 		s.Buf = measure{}
@@ -204,8 +237,8 @@ func (r *rig) tensor(name string, ro role, d, like ops.DType, g gen, shape ...in
 	if r.sizing || g == nil {
 		return s
 	}
-	s.values = take(g, s.Len(), like)
-	r.fail(r.b.Write(s.Tensor, encode(s.values, d, nil)))
+	s.values = take(g, r.distinct(s), like)
+	r.fail(r.fill(s))
 	return s
 }
 
@@ -261,8 +294,8 @@ func (r *rig) wide(name string, ro role, tol tolerance, g gen, rows int, spec op
 		if g == nil {
 			g = normal(name, 1)
 		}
-		s.values = take(g, s.Len(), r.store)
-		r.fail(r.b.Write(s.Tensor, encode(s.values, r.act, s.perm)))
+		s.values = take(g, r.distinct(s), r.store)
+		r.fail(r.fill(s))
 	}
 	return s.Tensor
 }
@@ -354,13 +387,25 @@ func (r *rig) poison(with byte) error {
 	for _, s := range r.slots {
 		switch s.role {
 		case output:
-			r.fail(r.b.Write(s.Tensor, bytes.Repeat([]byte{with}, int(s.Bytes()))))
+			r.fail(r.flood(s.Tensor, with))
 		case update:
-			r.fail(r.b.Write(s.Tensor, encode(s.values, s.DType, s.perm)))
+			r.fail(r.fill(s))
 		}
 	}
-	r.fail(r.b.Write(r.work, bytes.Repeat([]byte{with}, int(r.work.Bytes()))))
+	r.fail(r.flood(r.work, with))
 	return r.err
+}
+
+// flood fills a tensor with one byte.
+func (r *rig) flood(t ops.Tensor, with byte) error {
+	all := ops.Tensor{Name: t.Name, DType: ops.U8, Shape: []int{int(t.Bytes())}, Buf: t.Buf, Off: t.Off}
+	for at := 0; at < all.Len(); at += piece {
+		part := all.Slice(t.Name, at, min(piece, all.Len()-at))
+		if err := r.b.Write(part, bytes.Repeat([]byte{with}, part.Len())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // image reads the arena.

@@ -125,7 +125,7 @@ func (s *suite) reserve(cases []Case) error {
 	for _, m := range []*machine{s.first, s.other, s.oracle} {
 		most := int64(0)
 		for i := range cases {
-			n, err := m.size(&cases[i].plan, s.weight, s.store)
+			n, err := m.size(&cases[i].plan, s.weight, s.store, shaped{})
 			if err != nil {
 				return fmt.Errorf("%s: %w", cases[i].Name, err)
 			}
