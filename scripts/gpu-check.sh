@@ -9,11 +9,13 @@
 #   conformance  every op against the float64 oracle, with the card's own kernels and with those for sm_80; sentinels
 #   sanitizer    compute-sanitizer's four tools (one alone: sanitizer-memcheck ...), each first on a bug planted for it
 #   determinism  every op 1000 times under memory traffic, to the bit; two processes, to the bit
+#   huge         cases of more than 2^31 elements: of no use on a card with less than 64 GB
+#   model        a real model's logits, and its losses over 100 steps, held to the processor's in float32
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
 #   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
 #
 #   OUT    where results go: results/<card>/<date>-<commit> otherwise
-#   MODEL  the model of train: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
+#   MODEL  the model of the stages model and train: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
 #
 # A stage writes <stage>.json and <stage>.log below OUT; the table of all of them comes last. Exit status 1: something failed.
 set -uo pipefail
@@ -140,6 +142,40 @@ stage_determinism() {
   check "both processes" same "$work/first" "$work/second"
 }
 
+stage_huge() { check "past 2^31" passed -test.run '^TestCardHuge$'; }
+
+# steps NAME FLAGS...: 100 steps with the losses of all of them.
+steps() {
+  local name=$1
+  shift
+  bounded $qlora sft --model "$model" --dataset builtin:self-cognition --output_dir "$work/$name" --add_version false --save_strategy no \
+    --lora_dropout 0.05 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --num_train_epochs 25 --logging_steps 1 "$@"
+}
+
+# near: losses of the card beside the processor's: none more than 0.01 away, 0.003 in the mean.
+near() {
+  local side
+  for side in cuda cpu; do sed -n 's/.*"loss": *\([0-9.e+-]*\).*/\1/p' "$work/steps-$side/logging.jsonl" > "$work/losses-$side"; done
+  paste "$work/losses-cuda" "$work/losses-cpu" | tee "$out/losses.tsv" | awk '
+    { d = $1 > $2 ? $1 - $2 : $2 - $1; sum += d; if (d > most) most = d; last = $2 }
+    END { printf "%d losses, the last %s: %.5f apart at most, %.5f in the mean\n", NR, last, most, sum / NR
+          exit !(NR == 100 && NF == 2 && most > 0 && most <= 0.01 && sum / NR <= 0.003) }'
+}
+
+stage_model() {
+  [ -f "$model" ] || { note model FAIL 0 "there is no $model: bring it along, or name another in MODEL"; return 1; }
+  check "logits" logits
+  check "100 steps" steps steps-cuda --backend cuda && check "100 steps, float32" steps steps-cpu --backend cpu --torch_dtype float32 && check "losses" near
+}
+
+logits() {
+  bounded $tests -test.v -test.timeout 0 -test.run '^TestCardModel$' -model "$model" > "$work/tests" 2>&1
+  local status=$?
+  grep -E '_test.go:|^panic|^---' "$work/tests"
+  grep -q -- '--- PASS: TestCardModel' "$work/tests" || return $((status > 0 ? status : 1))
+  grep -oE '[0-9]+ tokens of .*' "$work/tests"
+}
+
 # sft NAME FLAGS...: a run into $work/NAME; prints its last line.
 sft() {
   local name=$1
@@ -186,7 +222,7 @@ finish() {
     END { print "\n]}" }' "$table" > "$out/$stage.json"
 }
 
-for name in ${*:-doctor kernels conformance sanitizer determinism train timings}; do
+for name in ${*:-doctor kernels conformance sanitizer determinism huge model train timings}; do
   case $name in
     sanitizer) todo+=(sanitizer-memcheck sanitizer-synccheck sanitizer-racecheck sanitizer-initcheck) ;;
     *) declare -F "stage_$name" > /dev/null && todo+=("$name") || { echo "there is no stage $name" >&2; exit 2; } ;;
