@@ -13,9 +13,10 @@ Oracle  model/cpu/adamw.go */
 #include "common.cuh"
 #include "status.h"
 
-/* ---- Norm: pieces of norm_piece numbers a block, then one block over the pieces. */
+/* ---- Norm: a block takes pieces of norm_piece numbers, past norm_max_blocks of them more than one; then one block adds
+what the blocks found. */
 
-constexpr int norm_threads = 256, norm_piece = 1 << 14;
+constexpr int norm_threads = 256, norm_piece = 1 << 14, norm_max_blocks = 1 << 16;
 
 struct norm_partial {
   double squares, bad;
@@ -37,33 +38,34 @@ QK_DEVICE norm_partial norm_reduce(norm_partial v, norm_partial *shared) {
 __global__ void __launch_bounds__(norm_threads) grad_norm_kernel(norm_partial *partials, const float *grads, int64_t n) {
   take_turn();
   __shared__ norm_partial shared[norm_threads / 32];
-  const int64_t first = (int64_t)blockIdx.x * norm_piece;
   norm_partial v = {};
+  for (int64_t first = (int64_t)blockIdx.x * norm_piece; first < n; first += (int64_t)gridDim.x * norm_piece) {
 #pragma unroll 4
-  for (int i = threadIdx.x * 4; i < norm_piece; i += norm_threads * 4) {
-    float g[4] = {};
-    if (first + i + 3 < n) {
-      const float4 f = __ldg((const float4 *)(grads + first + i));
-      g[0] = f.x, g[1] = f.y, g[2] = f.z, g[3] = f.w;
-    } else {
-      for (int j = 0; j < 3; j++)
-        if (first + i + j < n) g[j] = grads[first + i + j];
-    }
+    for (int i = threadIdx.x * 4; i < norm_piece; i += norm_threads * 4) {
+      float g[4] = {};
+      if (first + i + 3 < n) {
+        const float4 f = __ldg((const float4 *)(grads + first + i));
+        g[0] = f.x, g[1] = f.y, g[2] = f.z, g[3] = f.w;
+      } else {
+        for (int j = 0; j < 3; j++)
+          if (first + i + j < n) g[j] = grads[first + i + j];
+      }
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-      v.squares = fma((double)g[j], (double)g[j], v.squares);
-      v.bad += !isfinite(g[j]);
+      for (int j = 0; j < 4; j++) {
+        v.squares = fma((double)g[j], (double)g[j], v.squares);
+        v.bad += !isfinite(g[j]);
+      }
     }
   }
   v = norm_reduce(v, shared);
   if (threadIdx.x == 0) partials[blockIdx.x] = v;
 }
 
-__global__ void __launch_bounds__(norm_threads) grad_norm_sum_kernel(float *norm, const norm_partial *partials, int64_t pieces) {
+__global__ void __launch_bounds__(norm_threads) grad_norm_sum_kernel(float *norm, const norm_partial *partials, int64_t n) {
   take_turn();
   __shared__ norm_partial shared[norm_threads / 32];
   norm_partial v = {};
-  for (int64_t i = threadIdx.x; i < pieces; i += norm_threads) v.squares += partials[i].squares, v.bad += partials[i].bad;
+  for (int64_t i = threadIdx.x; i < n; i += norm_threads) v.squares += partials[i].squares, v.bad += partials[i].bad;
   v = norm_reduce(v, shared);
   if (threadIdx.x == 0) norm[0] = (float)sqrt(v.squares), norm[1] = (float)v.bad;
 }
@@ -105,11 +107,14 @@ __global__ void __launch_bounds__(adamw_threads) adamw_kernel(const __grid_const
   }
 }
 
-static int64_t norm_pieces(int64_t n) { return (n + norm_piece - 1) / norm_piece; }
+static int64_t norm_blocks(int64_t n) {
+  const int64_t pieces = (n + norm_piece - 1) / norm_piece;
+  return pieces < norm_max_blocks ? pieces : norm_max_blocks;
+}
 
 extern "C" {
 
-int64_t qk_grad_norm_work(int64_t n) { return norm_pieces(n) * (int64_t)sizeof(norm_partial); }
+int64_t qk_grad_norm_work(int64_t n) { return norm_blocks(n) * (int64_t)sizeof(norm_partial); }
 
 qk_status qk_grad_norm(qk_ptr norm, qk_ptr grads, int64_t n, qk_ptr work, int64_t work_bytes, qk_stream s) {
   if (n < 1) return qk_fail(QK_BAD_ARGUMENT, "qk_grad_norm: %lld gradients", (long long)n);
@@ -117,8 +122,8 @@ qk_status qk_grad_norm(qk_ptr norm, qk_ptr grads, int64_t n, qk_ptr work, int64_
   if (work_bytes < qk_grad_norm_work(n)) return qk_fail(QK_BAD_ARGUMENT, "qk_grad_norm: %lld bytes of work; at least %lld", (long long)work_bytes, (long long)qk_grad_norm_work(n));
   const auto stream = (cudaStream_t)s;
   const auto partials = (norm_partial *)work;
-  const qk_status status = qk_launch("qk_grad_norm", grad_norm_kernel, (unsigned)norm_pieces(n), norm_threads, stream, partials, (const float *)grads, n);
-  return status ? status : qk_launch("qk_grad_norm", grad_norm_sum_kernel, 1, norm_threads, stream, (float *)norm, partials, norm_pieces(n));
+  const qk_status status = qk_launch("qk_grad_norm", grad_norm_kernel, (unsigned)norm_blocks(n), norm_threads, stream, partials, (const float *)grads, n);
+  return status ? status : qk_launch("qk_grad_norm", grad_norm_sum_kernel, 1, norm_threads, stream, (float *)norm, partials, norm_blocks(n));
 }
 
 qk_status qk_adamw(qk_ptr params, qk_ptr m, qk_ptr v, qk_ptr grads, qk_ptr norm, int64_t n, const qk_adamw_group *groups,

@@ -55,7 +55,7 @@ func (c *Case) lengths() (one, all shaped) {
 	if c.Op == "Attention" || c.Op == "AttentionBack" {
 		period = (T + S - 1) / S
 	}
-	all = shaped{host: periodic(p.host, (T+period-1)/period*period, period, N, p.dims.V), period: period}
+	all = shaped{host: periodic(p.host, (T+period-1)/period*period, period, N, p.dims.V), period: period, reordered: c.Op == "AttentionBack"}
 	return shaped{host: firstPeriod(all.host, period)}, all
 }
 
@@ -154,9 +154,10 @@ func (r *rig) rowsRepeat(s *slot, one result, rows, period int, look []int) erro
 		if len(labelled) > 0 && rows == len(r.as.host.IDs) && !labelled[at/r.as.period] {
 			want = zeros // a gradient of rows without a label
 		}
-		if !bytes.Equal(row, want) {
-			return fmt.Errorf("row %d of %d differs from row %d of the first period at byte %d", at, rows, at%period, firstDifference(row, want))
+		if bytes.Equal(row, want) || r.as.reordered && nmse(decode(row, s.DType, nil), decode(want, s.DType, nil)) <= 1e-4 {
+			continue
 		}
+		return fmt.Errorf("row %d of %d differs from row %d of the first period at byte %d", at, rows, at%period, firstDifference(row, want))
 	}
 	return nil
 }

@@ -73,6 +73,9 @@ type shaped struct {
 	host   ops.HostBatch // zero: the plan's own
 	flat   int           // of a plan without a batch: elements
 	period int
+	// A sum over tokens may be taken in another order the more there are, and a few values then round the other way: the backward
+	// of attention divides the queries of a key by the work of the whole batch.
+	reordered bool
 }
 
 // plan is what a rig is built from: its batch, its bounds, and the wiring. wire asks the rig for
