@@ -12,6 +12,10 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"qlora/internal/yamlguard"
 )
 
 // extensions are the types of files that are read.
@@ -193,8 +197,12 @@ func (p *dataPaths) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// maxReadme bounds the README that is read.
-const maxReadme = 8 << 20
+// maxReadme bounds the README that is read, and maxFront its front matter, which in the parser takes up to 700 times as
+// much.
+const (
+	maxReadme = 8 << 20
+	maxFront  = 1 << 20
+)
 
 func readConfigs(dir string) (configs, error) {
 	name := filepath.Join(dir, "README.md")
@@ -216,13 +224,51 @@ func readConfigs(dir string) (configs, error) {
 	if !ok || !closed {
 		return nil, nil
 	}
+	found, err := parseFront([]byte("\n" + front)) // lines are those of the file
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return found, nil
+}
+
+// parseFront reads the front matter of a README.
+func parseFront(text []byte) (configs, error) {
+	if len(text) > maxFront {
+		return nil, fmt.Errorf("its front matter is larger than %d bytes", maxFront)
+	}
+	if err := yamlguard.Check(text); err != nil {
+		return nil, err
+	}
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		return nil, err
+	}
 	var card struct {
 		Configs configs `yaml:"configs"`
 	}
-	if err := yaml.Unmarshal([]byte(front), &card); err != nil {
-		return nil, fmt.Errorf("%s: configs: %w", name, err)
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		var found aliases
+		if ast.Walk(&found, doc.Body); found.n > 0 { // a few lines of them stand for more than memory holds
+			return nil, errors.New("aliases are not read: write them out")
+		}
+		if err := yaml.NodeToValue(doc.Body, &card); err != nil {
+			return nil, fmt.Errorf("configs: %w", err)
+		}
 	}
 	return card.Configs, nil
+}
+
+// aliases counts them.
+type aliases struct{ n int }
+
+func (a *aliases) Visit(node ast.Node) ast.Visitor {
+	if node.Type() == ast.AliasType {
+		a.n++
+	}
+	return a
 }
 
 // choose returns the files of the default subset.

@@ -97,6 +97,9 @@ func TestFolderFiles(t *testing.T) {
 		{"configs, missing", []string{"en.json"}, card("configs:\n- config_name: en\n  data_files: en.json"), []string{"de"}, nil, `no subset "de", only en`},
 		{"configs, data_dir", []string{"d/train.json", "d/test.json", "e.json"}, card("configs:\n- config_name: default\n  data_dir: d"), nil, []string{"d/train.json"}, ""},
 		{"bad configs", []string{"en.json"}, card("configs: 3"), nil, nil, "README.md: configs"},
+		{"aliases", []string{"en.json"}, card("a: &a [x]\nconfigs: [*a, *a]"), nil, nil, "README.md: aliases are not read"},
+		{"deep front matter", []string{"en.json"}, card("license: mit\na: " + strings.Repeat("[", 201)), nil, nil, "README.md: line 4: nested deeper"},
+		{"long front matter", []string{"en.json"}, card("#" + strings.Repeat(" ", 1<<20)), nil, nil, "README.md: its front matter is larger"},
 		{"readme without front matter", []string{"en.json"}, "# A dataset", nil, []string{"en.json"}, ""},
 	} {
 		files := map[string]string{}
