@@ -42,7 +42,7 @@ const char *qk_architectures(void);
 
 /* One packed row in device memory: model/ops Batch. */
 typedef struct qk_batch {
-  qk_ptr header;    /* int32 (8): T, S, N, seed, step, bits of the loss scale */
+  qk_ptr header;    /* int32 (8): T, S, N, seed, step, bits of the loss scale, of NEFTune's alpha and the label smoothing */
   qk_ptr ids;       /* int32 (T) */
   qk_ptr pos;       /* int32 (T) */
   qk_ptr sample;    /* int32 (T) */
@@ -99,7 +99,7 @@ qk_status qk_random_normal(qk_ptr dst, int64_t pitch, int64_t first, int32_t row
 
 /* ---- forward ------------------------------------------------------------------------------------ */
 
-/* x (T,C) = table[ids]; table bf16 (V,C). Limits: C % 8 == 0. */
+/* x (T,C) = table[ids], and NEFTune's noise where the header has an alpha; table bf16 (V,C). Limits: C % 8 == 0. */
 qk_status qk_embed(qk_ptr x, qk_ptr table, const qk_batch *b, int32_t C, qk_stream s);
 
 /* rho (T) = 1/sqrt(mean(x^2)+eps), xn (T,C) = x*rho*w, u (T,Rt) bf16 = s*dropout(xn)*A'. rho, u, l optional. w (C) is of

@@ -106,10 +106,13 @@ func yamlSettings(path string, text []byte) ([]setting, error) {
 	if err != nil {
 		return nil, yamlFault(path, err)
 	}
-	if len(file.Docs) > 1 {
+	var pairs []*ast.MappingValueNode
+	switch {
+	case len(file.Docs) == 0: // such as a directive alone
+		return nil, nil
+	case len(file.Docs) > 1:
 		return nil, fmt.Errorf("%s: %d documents in one file: a configuration is one", path, len(file.Docs))
 	}
-	var pairs []*ast.MappingValueNode
 	switch body := file.Docs[0].Body.(type) {
 	case nil:
 	case *ast.MappingNode:

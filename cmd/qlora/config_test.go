@@ -144,7 +144,7 @@ func TestConfigFaults(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	for _, text := range []string{"", exampleYAML, exampleJSON, "a: 1\n---\n", "{", "? a\n: b", "a:\n\t- b", "!!str a: b", "<<: {a: b}", "\"\\ud800\": 1"} {
+	for _, text := range []string{"", exampleYAML, exampleJSON, "a: 1\n---\n", "{", "...", "? a\n: b", "a:\n\t- b", "!!str a: b", "<<: {a: b}", "\"\\ud800\": 1"} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
