@@ -12,7 +12,7 @@ import (
 type dataset struct {
 	spec    Spec
 	text    string // as the user wrote it
-	files   []string
+	files   []source
 	leftOut []string // files of its folder that are not read
 	tables  []table
 	ends    []int // row after the last of each file
@@ -32,8 +32,8 @@ func openDataset(text string) (*dataset, error) {
 		return nil, err
 	}
 	n := 0
-	for _, file := range d.files {
-		t, err := openTable(file)
+	for _, s := range d.files {
+		t, err := openTable(s.file)
 		if err != nil {
 			d.Close()
 			return nil, err
@@ -79,7 +79,7 @@ func (d *dataset) example(i int, opt Options) (Example, error) {
 	if f > 0 {
 		i -= d.ends[f-1]
 	}
-	ex := Example{File: d.files[f]}
+	ex := Example{File: d.files[f].file}
 	rec, err := d.tables[f].read(i)
 	if err != nil {
 		var fault *FileError
@@ -91,6 +91,7 @@ func (d *dataset) example(i int, opt Options) (Example, error) {
 	ex.Row = rec.row
 	err = rec.example(&ex, opt.Columns)
 	ex.Marked = opt.Names.fill(&ex.Conversation, ex.Tag)
+	d.files[f].add.apply(&ex.Conversation)
 	return ex, err
 }
 

@@ -33,7 +33,9 @@ var notData = []string{"config.json", "dataset_info.json", "dataset_infos.json",
 // `configs` say what belongs to a subset. Without them, files named for a split (train, test,
 // validation and their synonyms) are told apart by it, and all are taken where none is so named.
 // Of several types of files the commonest is read.
-func folderFiles(dir string, subsets []string) (files, leftOut []string, err error) {
+//
+// add are what the subsets add to their rows.
+func folderFiles(dir string, subsets []string, add []wording) (files []source, leftOut []string, err error) {
 	all, err := dataFiles(dir)
 	if err != nil {
 		return nil, nil, err
@@ -46,27 +48,30 @@ func folderFiles(dir string, subsets []string) (files, leftOut []string, err err
 		return nil, nil, err
 	}
 	var taken []string
+	var words []wording // of each taken
 	if len(subsets) == 0 {
 		if taken, err = configs.choose(all); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", dir, err)
 		}
+		words = make([]wording, len(taken))
 	}
-	for _, subset := range subsets {
+	for i, subset := range subsets {
 		part, err := configs.subset(subset, all)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", dir, err)
 		}
-		taken = append(taken, part...)
+		taken, words = append(taken, part...), append(words, slices.Repeat(add[i:i+1], len(part))...)
 	}
 	kind := commonest(taken)
-	for _, file := range taken {
+	full := func(file string) string { return filepath.Join(dir, filepath.FromSlash(file)) }
+	for i, file := range taken {
 		if extension(file) == kind {
-			files = append(files, filepath.Join(dir, filepath.FromSlash(file)))
+			files = append(files, source{full(file), words[i]})
 		}
 	}
 	for _, file := range all {
-		if full := filepath.Join(dir, filepath.FromSlash(file)); !slices.Contains(files, full) {
-			leftOut = append(leftOut, full)
+		if !slices.ContainsFunc(files, func(s source) bool { return s.file == full(file) }) {
+			leftOut = append(leftOut, full(file))
 		}
 	}
 	return files, leftOut, nil

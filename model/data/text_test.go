@@ -213,7 +213,7 @@ func fuzzTable(t *testing.T, c *Chat, file string, text []byte) {
 		}
 		return
 	}
-	d := &dataset{files: []string{file}, tables: []table{tab}, ends: []int{tab.Len()}}
+	d := &dataset{files: []source{{file: file}}, tables: []table{tab}, ends: []int{tab.Len()}}
 	last := 0
 	for i := range d.Len() {
 		var out outcome
@@ -270,7 +270,7 @@ func TestAllocationBound(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d := &dataset{files: []string{"f.jsonl"}, tables: []table{tab}, ends: []int{1}}
+			d := &dataset{files: []source{{file: "f.jsonl"}}, tables: []table{tab}, ends: []int{1}}
 			allocs.Within(t, rowFactor*len(row)+rowBase, func() { _ = encoder{c, Options{}}.encode(d, 0) })
 		})
 	}

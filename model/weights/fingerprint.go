@@ -29,8 +29,9 @@ func (m *Model) Fingerprint() (string, error) {
 	fmt.Fprintln(hash, "qlora base 1", c.ModelType, c.HiddenSize, c.IntermediateSize, c.NumHiddenLayers, c.NumAttentionHeads,
 		c.NumKeyValueHeads, c.HeadDim, c.VocabSize, c.RMSNormEps, c.RopeTheta, c.TieWordEmbeddings, c.AttentionBias)
 	var window [fingerprintWindow]byte
-	for _, t := range m.tensors {
-		fmt.Fprintf(hash, "%q %s %v\n", t.Name, t.DType, t.Shape)
+	for _, name := range m.Names() {
+		t := m.tensors[name]
+		fmt.Fprintf(hash, "%q %s %v\n", name, t.DType, t.Shape)
 		n := min(t.size, fingerprintWindow)
 		for i := range int64(fingerprintWindows) {
 			offset := (t.size - n) * i / (fingerprintWindows - 1)

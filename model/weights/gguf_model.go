@@ -7,9 +7,10 @@ import (
 	"math"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
+
+	"qlora/internal/hubcache"
 )
 
 // openGGUFModel opens a .gguf file as a model with Hugging Face names.
@@ -104,11 +105,14 @@ func huggingFaceName(name string) string {
 
 // mapped returns the tensors under Hugging Face names, settles whether the head is
 // tied, and marks the q and k rows that the llama architecture stores permuted.
-func (g *GGUF) mapped(c *Config) (tensorList, error) {
-	tensors := make(tensorList, len(g.tensors))
-	for i, t := range g.tensors {
+func (g *GGUF) mapped(c *Config) (map[string]*Tensor, error) {
+	tensors := make(map[string]*Tensor, len(g.tensors))
+	for _, t := range g.tensors {
 		renamed := *t
 		renamed.Name = huggingFaceName(t.Name)
+		if tensors[renamed.Name] != nil {
+			return nil, &FormatError{g.File, t.entry, fmt.Sprintf("a second tensor for %s", renamed.Name)}
+		}
 		permuted := strings.Contains(renamed.Name, ".q_proj.") || strings.Contains(renamed.Name, ".k_proj.")
 		if c.ModelType == "llama" && permuted {
 			if len(t.Shape) > 2 || t.Shape[0]%c.HeadDim != 0 {
@@ -116,16 +120,10 @@ func (g *GGUF) mapped(c *Config) (tensorList, error) {
 			}
 			renamed.permuted = c.HeadDim
 		}
-		tensors[i] = &renamed
-	}
-	tensors.sort()
-	for i := 1; i < len(tensors); i++ {
-		if tensors[i].Name == tensors[i-1].Name {
-			return nil, &FormatError{g.File, max(tensors[i].entry, tensors[i-1].entry), fmt.Sprintf("a second tensor for %s", tensors[i].Name)}
-		}
+		tensors[renamed.Name] = &renamed
 	}
 	const embedName, headName = "model.embed_tokens.weight", "lm_head.weight"
-	embed, head := tensors.find(embedName), tensors.find(headName)
+	embed, head := tensors[embedName], tensors[headName]
 	c.TieWordEmbeddings = head == nil
 	if embed == nil || head == nil {
 		return tensors, nil
@@ -137,10 +135,12 @@ func (g *GGUF) mapped(c *Config) (tensorList, error) {
 	// A tied model whose converter wrote the matrix twice, once in a better type.
 	c.TieWordEmbeddings = true
 	if head.size > embed.size {
-		*embed = *head
-		embed.Name = embedName
+		better := *head
+		better.Name = embedName
+		tensors[embedName] = &better
 	}
-	return slices.DeleteFunc(tensors, func(t *Tensor) bool { return t == head }), nil
+	delete(tensors, headName)
+	return tensors, nil
 }
 
 // sameMatrix reports whether two tensors store one matrix, up to quantisation: the
@@ -173,7 +173,7 @@ func (g *GGUF) hubID() string {
 	for _, key := range []string{"general.source.huggingface.repository", "general.source.repo_url", "general.repo_url"} {
 		if text, ok := g.meta.find(key).(string); ok {
 			id := strings.TrimPrefix(strings.TrimSuffix(text, "/"), "https://huggingface.co/")
-			if hubIDPattern.MatchString(id) {
+			if hubcache.IsID(id) {
 				return id
 			}
 		}

@@ -428,6 +428,14 @@ func TestGGUFModelRefuses(t *testing.T) {
 	}
 }
 
+// Two tensors by the name that GGUF has for a weight, and by Hugging Face's.
+func TestGGUFSameTensorTwice(t *testing.T) {
+	g := &GGUF{File: "x.gguf", tensors: tensorList{{Name: "model.norm.weight", Shape: []int{8}}, {Name: "output_norm.weight", Shape: []int{8}, entry: 99}}}
+	if _, err := g.mapped(&Config{}); err == nil || err.Error() != "x.gguf: byte 99: a second tensor for model.norm.weight" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func BenchmarkReadRowsF32(b *testing.B) {
 	for _, dtype := range []DType{F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K} {
 		b.Run(string(dtype), func(b *testing.B) {

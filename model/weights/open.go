@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,7 +35,7 @@ type Model struct {
 	HubID      string            // org/name on the hub; empty when unknown
 	Random     bool              // its weights are random numbers: NewRandom made it
 
-	tensors tensorList
+	tensors map[string]*Tensor
 	folder  *Folder // nil for a .gguf file
 	gguf    *GGUF   // nil for a folder
 	closers []io.Closer
@@ -104,7 +105,7 @@ func (m *Model) load() error {
 		if err != nil {
 			return err
 		}
-		m.tensors = f.tensors
+		m.tensors = f.tensors.byName()
 		return nil
 	case m.folder.has(indexName):
 		return m.loadShards()
@@ -197,7 +198,7 @@ func (m *Model) loadShards() error {
 		shards[i] = p.shard
 	}
 	slices.Sort(shards)
-	m.tensors = make(tensorList, 0, len(index))
+	m.tensors = make(map[string]*Tensor, len(index))
 	for _, shard := range slices.Compact(shards) {
 		f, err := m.openShard(shard)
 		if err != nil {
@@ -208,12 +209,11 @@ func (m *Model) loadShards() error {
 			if !ok || index[i].shard != shard {
 				return fmt.Errorf("%s: holds tensor %q, which %s does not place there", f.name, t.Name, indexName)
 			}
-			m.tensors = append(m.tensors, t)
+			m.tensors[t.Name] = t
 		}
 	}
-	m.tensors.sort()
 	for _, p := range index {
-		if m.tensors.find(p.tensor) == nil {
+		if m.tensors[p.tensor] == nil {
 			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.Path(indexName), p.tensor, p.shard)
 		}
 	}
@@ -221,12 +221,12 @@ func (m *Model) loadShards() error {
 }
 
 // Names returns the names of the tensors, sorted.
-func (m *Model) Names() []string { return m.tensors.names() }
+func (m *Model) Names() []string { return slices.Sorted(maps.Keys(m.tensors)) }
 
 // Tensor returns the tensor with a Hugging Face name, such as
 // model.layers.0.self_attn.q_proj.weight.
 func (m *Model) Tensor(name string) (*Tensor, error) {
-	if t := m.tensors.find(name); t != nil {
+	if t, ok := m.tensors[name]; ok {
 		return t, nil
 	}
 	where := m.File

@@ -55,7 +55,7 @@ func newRandom(name string, c Config, seed uint32) (*Model, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	m := &Model{Config: c, Random: true, HubID: "random/" + name}
+	m := &Model{Config: c, Random: true, HubID: "random/" + name, tensors: map[string]*Tensor{}}
 	normal := func(name string, shape ...int) {
 		n := random.Normal{Seed: seed, Stream: uint32(len(m.tensors)), Std: randomStd}
 		m.addRandom(name, shape, normalBytes(n), &n)
@@ -86,7 +86,6 @@ func newRandom(name string, c Config, seed uint32) (*Model, error) {
 	if !c.TieWordEmbeddings {
 		normal("lm_head.weight", c.VocabSize, hidden)
 	}
-	m.tensors.sort()
 	return m, nil
 }
 
@@ -94,7 +93,7 @@ func newRandom(name string, c Config, seed uint32) (*Model, error) {
 func (m *Model) addRandom(name string, shape []int, src io.ReaderAt, stream *random.Normal) {
 	t := &Tensor{Name: name, DType: BF16, Shape: shape, from: &origin{m.HubID, src}, Random: stream}
 	t.size = 2 * int64(t.Rows()) * int64(t.RowLen())
-	m.tensors = append(m.tensors, t)
+	m.tensors[name] = t
 }
 
 // normalBytes is an endless file of normal numbers in bfloat16.

@@ -71,6 +71,14 @@ func (l tensorList) names() []string {
 	return names
 }
 
+func (l tensorList) byName() map[string]*Tensor {
+	m := make(map[string]*Tensor, len(l))
+	for _, t := range l {
+		m[t.Name] = t
+	}
+	return m
+}
+
 // byPlace returns the tensors in the order of their bytes.
 func (l tensorList) byPlace() []*Tensor {
 	sorted := slices.Clone(l)
