@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"qlora/internal/golden"
 )
 
 // binary is the program under test, built once.
@@ -88,16 +89,7 @@ func miniModel(t *testing.T) string {
 		}
 		write(t, filepath.Join(dir, to), string(text))
 	}
-	packed, err := os.Open(filepath.Join(testdata, "tokenizer/qwen2.5/tokenizer.json.gz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer packed.Close()
-	plain, err := gzip.NewReader(packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(plain)
+	text, err := golden.Gunzip(filepath.Join(testdata, "tokenizer/qwen2.5/tokenizer.json.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}

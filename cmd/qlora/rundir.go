@@ -76,4 +76,3 @@ func linkCheckpoints(dir string, r train.Result) error {
 	}
 	return nil
 }
-

@@ -196,7 +196,9 @@ func (c *sftCmd) adapter(e *env, b *base) (*lora.Set, []float32, error) {
 
 // printResult prints where the adapter is, and what the run came to.
 func (c *sftCmd) printResult(e *env, r train.Result) error {
-	fmt.Fprintf(e.out, "last_model_checkpoint: %s\n", r.Last)
+	if r.Last != "" {
+		fmt.Fprintf(e.out, "last_model_checkpoint: %s\n", r.Last)
+	}
 	if r.Best != "" {
 		fmt.Fprintf(e.out, "best_model_checkpoint: %s (eval_%s %.6g)\n", r.Best, strings.TrimPrefix(c.MetricForBestModel, "eval_"), r.BestMetric)
 	}

@@ -146,4 +146,3 @@ func (c *sftCmd) evaluation(samples int) (train.Strategy, int) {
 	}
 	return train.Strategy(cmp.Or(c.EvalStrategy, c.SaveStrategy)), cmp.Or(c.EvalSteps, c.SaveSteps)
 }
-
