@@ -454,6 +454,21 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
+// Code that a model's files name is not run, and a notice says so.
+func TestAutoMap(t *testing.T) {
+	work, model := t.TempDir(), miniModel(t)
+	args := []string{"data", "--model", model, "--dataset", "builtin:self-cognition"}
+	if o := ok(t, work, "", args...); strings.Contains(o.stderr, "auto_map") {
+		t.Errorf("without: %s", o.stderr)
+	}
+	config := filepath.Join(model, "config.json")
+	write(t, config, strings.Replace(read(t, config), "{", `{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"},`, 1))
+	write(t, filepath.Join(model, "modeling_x.py"), "open('ran', 'w')")
+	if o := ok(t, work, "", args...); !strings.Contains(o.stderr, "notice: "+config+": auto_map names Python of the model's own, which is not run") {
+		t.Errorf("with: %s", o.stderr)
+	}
+}
+
 func TestData(t *testing.T) {
 	model, work := miniModel(t), t.TempDir()
 	write(t, filepath.Join(work, "train.jsonl"), trainingData)

@@ -23,7 +23,7 @@ func (c *sftCmd) Run(e *env) error {
 	if err != nil {
 		return usageError{err}
 	}
-	b, err := c.openBase(&c.modelFlags, slices.Concat(c.Dataset, c.ValDataset)...)
+	b, err := c.openBase(e, &c.modelFlags, slices.Concat(c.Dataset, c.ValDataset)...)
 	if err != nil {
 		return err
 	}
