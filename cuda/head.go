@@ -7,18 +7,11 @@ package cuda
 */
 import "C"
 
-import (
-	"errors"
-
-	"qlora/model/ops"
-)
+import "qlora/model/ops"
 
 // HeadLoss writes nll and hit of the N label rows, and dxn (T,C), by chunks of rows.
 func (b *Backend) HeadLoss(dxn, nll, hit, xn ops.Tensor, head ops.Weight, batch *ops.Batch) {
 	if !b.begin(ops.CheckHeadLoss(dxn, nll, hit, xn, head, batch), stored("HeadLoss", "xn", xn, ops.BF16)) {
-		return
-	}
-	if batch.Host.Smoothing > 0 && !b.begin(errors.New("cuda: HeadLoss smooths no labels on a card yet: leave out --label_smoothing_factor, or say --backend cpu")) {
 		return
 	}
 	w, err := b.weight(head)

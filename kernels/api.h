@@ -51,6 +51,7 @@ typedef struct qk_batch {
   qk_ptr targets;   /* int32 (N) */
   int32_t T, S, N;
   uint32_t seed, step;
+  float smoothing; /* of the labels: as in the header, for launchers to choose by */
 } qk_batch;
 
 typedef struct qk_heads {
@@ -170,8 +171,8 @@ qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk
 /* pack_a, pack_b, pack_bt of n LoRAs from float32 a, b. Limits: in*Rt, out*Rt below 2^31. */
 qk_status qk_lora_pack(const qk_lora *l, int32_t n, qk_stream s);
 
-/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). hit is 1 where no other
- * logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks
+/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional), labels smoothed as the batch says. head bf16
+ * (V,C). hit is 1 where no other logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks
  * are then shorter, and slower below 1024. */
 int64_t qk_head_loss_work(int32_t N, int32_t C, int32_t V);
 qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C,

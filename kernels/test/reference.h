@@ -185,9 +185,9 @@ class trial {
 struct host_batch {
   values ids, pos, sample, seg, rows, targets;
   uint32_t seed = 42, step = 3;
-  float scale = 0.25f, alpha;
+  float scale = 0.25f, alpha, smoothing;
   qk_batch device;
-  host_batch(trial &t, int T, int S, int N, int V, float alpha = 0) : alpha(alpha) {
+  host_batch(trial &t, int T, int S, int N, int V, float alpha = 0, float smoothing = 0) : alpha(alpha), smoothing(smoothing) {
     for (int s = 0; s <= S; s++) seg.push_back((int)((int64_t)T * s / S));
     for (int i = 0, s = 0; i < T; i++) {
       while (i >= seg[s + 1]) s++;
@@ -197,11 +197,14 @@ struct host_batch {
     place(t);
   }
   void place(trial &t) {
-    int32_t bits, alpha_bits;
-    memcpy(&bits, &scale, 4), memcpy(&alpha_bits, &alpha, 4);
+    const auto bits = [](float f) {
+      int32_t i;
+      memcpy(&i, &f, 4);
+      return (double)i;
+    };
     const int T = ids.size(), S = seg.size() - 1, N = rows.size();
-    device = {t.in(I32, {(double)T, (double)S, (double)N, (double)seed, (double)step, (double)bits, (double)alpha_bits, 0}), t.in(I32, ids), t.in(I32, pos),
-              t.in(I32, sample), t.in(I32, seg), t.in(I32, rows), t.in(I32, targets), T, S, N, seed, step};
+    device = {t.in(I32, {(double)T, (double)S, (double)N, (double)seed, (double)step, bits(scale), bits(alpha), bits(smoothing)}), t.in(I32, ids), t.in(I32, pos),
+              t.in(I32, sample), t.in(I32, seg), t.in(I32, rows), t.in(I32, targets), T, S, N, seed, step, smoothing};
   }
 };
 
