@@ -1,6 +1,6 @@
 package main
 
-// trainingFlags is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.5, and of
+// trainingFlags is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.6, and of
 // the transformers training arguments they include. The rows of class works name fields of the
 // command structs, which hold their types, defaults and help.
 var trainingFlags = []flagGroup{
@@ -65,6 +65,7 @@ var trainingFlags = []flagGroup{
 		reft_rank reft_intervention_type reft_args model_layer_cls_name
 		chord_sft_dataset chord_sft_per_device_train_batch_size chord_enable_phi_function chord_mu_warmup_steps
 		chord_mu_decay_steps chord_mu_peak chord_mu_valley num_labels problem_type mrl_dims reranker_use_activation
+		decision_drop_instructions decision_subsample_options decision_state_as_text decision_shuffle_fields
 		hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant tuner_backend`},
 	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, every figure to logging.jsonl, and to runs/ for TensorBoard", names: `
 		log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
