@@ -62,7 +62,7 @@ func TestTableAgreesWithStructs(t *testing.T) {
 }
 
 // TestTableIsWhole holds that the table knows every argument of ms-swift's sft, infer, eval and export,
-// 3.0 to 4.5, and of transformers' Seq2SeqTrainingArguments, 4.51 and 5.23: names read from their sources.
+// 3.0 to 4.6, and of transformers' Seq2SeqTrainingArguments, 4.51 and 5.23: names read from their sources.
 func TestTableIsWhole(t *testing.T) {
 	file, err := os.Open("testdata/ms-swift-flags.tsv")
 	if err != nil {
