@@ -2,12 +2,15 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
 
 	"qlora/internal/atomicfile"
+	"qlora/model/data"
 	"qlora/model/train"
 )
 
@@ -61,6 +64,39 @@ func keepConfig(e *env, dir string) error {
 		return err
 	}
 	return atomicfile.WriteBytes(filepath.Join(dir, name), text)
+}
+
+// setAsideName is ms-swift's name for the rows that --split_dataset_ratio set aside.
+const setAsideName = "val_dataset.jsonl"
+
+// keepSetAside writes the rows that are set aside for validation into the run's folder: what `qlora eval` can measure on later.
+func (c *sftCmd) keepSetAside(dir string, b *base) error {
+	opt, err := c.dataOptions(b)
+	if err != nil || opt.SplitRatio == 0 {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	return atomicfile.WriteFile(filepath.Join(dir, setAsideName), func(w io.Writer) error {
+		for ex, err := range data.SetAside(c.Dataset, opt) {
+			var fault *data.RowError
+			if errors.As(err, &fault) {
+				continue // said when it was loaded
+			}
+			var row []byte
+			if err == nil {
+				row, err = ex.JSON()
+			}
+			if err == nil {
+				_, err = w.Write(append(row, '\n'))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // linkCheckpoints makes the links last and best in a run's folder, in place of older ones. They are

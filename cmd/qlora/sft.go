@@ -55,6 +55,9 @@ func (c *sftCmd) Run(e *env) error {
 	}
 	prepared()
 	shown := newProgress(e)
+	if err := c.keepSetAside(run.Dir, b); err != nil {
+		return err
+	}
 	run.TensorBoard = !slices.Contains(c.ReportTo, "none")
 	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
 	result, err := run.Start(e.ctx, from)
@@ -72,13 +75,9 @@ func (c *sftCmd) Run(e *env) error {
 
 // load finds training and validation samples, and says what was left out. done ends the reading.
 func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Samples, done func(), err error) {
-	opt, err := c.rowFlags.options(b)
+	opt, err := c.dataOptions(b)
 	if err != nil {
 		return nil, nil, nil, err
-	}
-	opt.Seed, opt.Shuffle = c.DataSeed, c.DatasetShuffle
-	if len(c.ValDataset) == 0 && c.EvalStrategy != string(train.Never) {
-		opt.SplitRatio = c.SplitDatasetRatio
 	}
 	samples, validation, report, done, err := c.source(b, opt)
 	if err != nil {
@@ -103,6 +102,16 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	}
 	c.logReport(e, "val_dataset", report)
 	return samples, validation, done, nil
+}
+
+// dataOptions say how --dataset is read.
+func (c *sftCmd) dataOptions(b *base) (data.Options, error) {
+	opt, err := c.rowFlags.options(b)
+	opt.Seed, opt.Shuffle, opt.Lazy = c.DataSeed, c.DatasetShuffle, c.LazyTokenize
+	if len(c.ValDataset) == 0 && c.EvalStrategy != string(train.Never) {
+		opt.SplitRatio = c.SplitDatasetRatio
+	}
+	return opt, err
 }
 
 // source finds the samples of --dataset as the flags want them: read at once or when they are trained on,

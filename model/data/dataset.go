@@ -129,6 +129,15 @@ func Rows(dataset string, opt Options) iter.Seq2[Example, error] {
 
 // Chosen streams the rows that Load would take of datasets, as Rows does.
 func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
+	return chosen(datasets, opt, func(train, _ []int) []int { return train })
+}
+
+// SetAside streams the rows that LoadSplit would set aside of datasets, as Rows does.
+func SetAside(datasets []string, opt Options) iter.Seq2[Example, error] {
+	return chosen(datasets, opt, func(_, held []int) []int { return held })
+}
+
+func chosen(datasets []string, opt Options, which func(train, held []int) []int) iter.Seq2[Example, error] {
 	return func(yield func(Example, error) bool) {
 		all, err := openDatasets(datasets)
 		if err != nil {
@@ -138,7 +147,7 @@ func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
 		defer closeDatasets(all)
 		for number, d := range all {
 			faults := func(ex Example, err error) bool { return yield(ex, err) }
-			train, _, err := d.choose(number, opt, faults)
+			train, held, err := d.choose(number, opt, faults)
 			if errors.Is(err, errStopped) {
 				return
 			}
@@ -146,7 +155,7 @@ func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
 				yield(Example{}, err)
 				return
 			}
-			for _, i := range train {
+			for _, i := range which(train, held) {
 				ex, err := d.example(i, opt)
 				if !yield(ex, err) || err != nil && !isRowError(err) {
 					return
