@@ -28,7 +28,7 @@ func main() {
 	execs := flag.Int64("execs", 0, "executions of all targets together to go on to; 0: one round")
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "processes that run a target")
 	out := flag.String("out", "", "folder to keep a file of what was run in")
-	only := flag.String("run", "", "targets to run (regular expression)")
+	only := flag.String("run", "", "targets to run (regular expression, of folder and name with a space between)")
 	flag.Parse()
 	if err := run(*seconds, *execs, *workers, *out, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "fuzzrun:", err)
@@ -140,8 +140,9 @@ func findTargets(dir string, only *regexp.Regexp) ([]*Target, error) {
 			return err
 		}
 		for _, m := range targetPattern.FindAllSubmatch(text, -1) {
-			if name := string(m[1]); only.MatchString(name) {
-				all = append(all, &Target{Package: "./" + filepath.ToSlash(filepath.Dir(path)), Name: name})
+			t := &Target{Package: "./" + filepath.ToSlash(filepath.Dir(path)), Name: string(m[1])}
+			if only.MatchString(t.Package + " " + t.Name) {
+				all = append(all, t)
 			}
 		}
 		return nil
