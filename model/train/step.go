@@ -39,7 +39,7 @@ func (r *Run) step(ctx context.Context, step int, samples []data.Sample, lr floa
 	scale := float32(1 / float64(data.LabelTokens(samples)))
 	r.Backend.Zero(r.Model.Grads)
 	var sum tally
-	suspects := map[int32]bool{}
+	suspects, activation := map[int32]bool{}, ""
 	for _, row := range rows {
 		if ctx.Err() != nil {
 			return tally{}, 0, ctx.Err()
@@ -52,20 +52,23 @@ func (r *Run) step(ctx context.Context, step int, samples []data.Sample, lr floa
 		r.Model.Forward()
 		r.Model.Backward()
 		one, err := r.read(row, suspects)
+		if err == nil && len(suspects) > 0 && activation == "" {
+			activation, err = r.firstActivation()
+		}
 		if err != nil {
 			return tally{}, 0, err
 		}
 		sum.add(one)
 	}
 	if len(suspects) > 0 { // their gradient may be finite all the same
-		return tally{}, 0, r.nonFinite(step, samples, suspects)
+		return tally{}, 0, r.nonFinite(step, samples, suspects, activation)
 	}
 	norm, err := r.update(step, lr)
 	if err != nil {
 		return tally{}, 0, err
 	}
 	if !finite(norm) {
-		return tally{}, 0, r.nonFinite(step, samples, nil)
+		return tally{}, 0, r.nonFinite(step, samples, nil, "")
 	}
 	return sum, norm, nil
 }
@@ -128,7 +131,7 @@ func (r *Run) evaluate(ctx context.Context, step int) (tally, error) {
 	r.Set.SetDropout(false)
 	defer r.Set.SetDropout(true)
 	var sum tally
-	suspects := map[int32]bool{}
+	suspects, activation := map[int32]bool{}, ""
 	for _, row := range rows {
 		if ctx.Err() != nil {
 			return tally{}, ctx.Err()
@@ -139,13 +142,16 @@ func (r *Run) evaluate(ctx context.Context, step int) (tally, error) {
 		r.Model.Forward()
 		r.Model.Loss()
 		one, err := r.read(row, suspects)
+		if err == nil && len(suspects) > 0 && activation == "" {
+			activation, err = r.firstActivation()
+		}
 		if err != nil {
 			return tally{}, err
 		}
 		sum.add(one)
 	}
 	if len(suspects) > 0 {
-		return tally{}, r.nonFinite(step, r.Eval, suspects)
+		return tally{}, r.nonFinite(step, r.Eval, suspects, activation)
 	}
 	return sum, nil
 }
