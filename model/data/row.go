@@ -36,7 +36,7 @@ func (ex Example) JSON() ([]byte, error) {
 			turn.Loss = new(bool)
 		}
 		for _, call := range m.ToolCalls {
-			turn.ToolCalls = append(turn.ToolCalls, callJSON{"function", functionJSON{call.Name, call.Arguments}})
+			turn.ToolCalls = append(turn.ToolCalls, callJSON{"function", functionJSON(call)})
 		}
 		row.Messages = append(row.Messages, turn)
 	}
