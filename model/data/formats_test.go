@@ -226,7 +226,7 @@ func TestLiterals(t *testing.T) {
 }
 
 // FuzzParquet reads any parquet file: rows, or errors that name it. The library that reads it allocates what pages
-// declare, so that no bound is asserted; row groups and pages over a limit are refused.
+// declare, so that no bound is asserted.
 func FuzzParquet(f *testing.F) {
 	for _, name := range []string{"brotli.parquet", "snappy.parquet"} {
 		text, err := os.ReadFile(filepath.Join(formats, name))

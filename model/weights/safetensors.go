@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -188,8 +187,10 @@ func (t *Tensor) parse(entry strictjson.Value) error {
 			t.DType, err = dtype(v)
 		case "shape":
 			var shape []int
-			shape, err = counts(shapeRoom[:0], v)
-			t.Shape = slices.Clone(shape)
+			if shape, err = counts(shapeRoom[:0], v); shape != nil {
+				t.Shape = make([]int, len(shape))
+				copy(t.Shape, shape)
+			}
 		case "data_offsets":
 			offsets, err = counts(offsetRoom[:0], v)
 		default:
