@@ -180,7 +180,7 @@ static qk_status head_variant(bool *sm90, int32_t variant, const qk_device &devi
   return QK_OK;
 }
 
-/* The scratch memory of a chunk of so many rows, with logits or without. */
+/* The scratch memory of a chunk of so many rows. */
 struct head_work {
   int64_t ld, stats, target, dx, bytes;  // offsets; logits come first
   head_work(int64_t rows, int C, int V)

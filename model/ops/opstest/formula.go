@@ -271,6 +271,7 @@ func headFormulas() []formula {
 	}
 	return all
 }
+
 func logSum(row []float64) float64 {
 	most, sum := math.Inf(-1), 0.0
 	for _, v := range row {
