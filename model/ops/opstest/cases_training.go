@@ -74,11 +74,12 @@ func rmsnormBackCases() []Case {
 		c.plan.wire = func(r *rig) func() {
 			lin, lout := r.lora("in", r.gateUp("", m.F, m.C), in, 0), r.lora("out", r.plain("", m.C, m.F), out, 0)
 			x, w, dxn := r.in("x", nil, T, m.C), r.in("w", normal("w", 1), m.C), r.in("dxn", nil, T, m.C)
-			var inverse gen
-			if !r.sizing {
-				inverse = inverseNorm(r.byName["x"].values, m.C)
+			var rho ops.Tensor
+			if r.sizing {
+				rho = r.inState("rho", nil, T)
+			} else {
+				rho = r.inState("rho", inverseNorm(r.byName["x"].values, m.C), T)
 			}
-			rho := r.inState("rho", inverse, T)
 			du, duOut := r.lowIn("du", T, lin), r.lowOut("duOut", T, lout)
 			u := r.lowOf("u", T, lin, x, w, rho)
 			var dx, dres ops.Tensor
