@@ -8,7 +8,7 @@
 #   make gpu-check on a machine with a card, after make gpu-build
 #   make mutants   prove that the tests of the backward passes can fail
 #   make crash     kill training runs at random moments (KILLS=200), fail every write in turn
-#   make fuzz      feed every parser hostile input, FUZZTIME=60s each
+#   make fuzz      feed every parser hostile input, FUZZTIME=60 seconds each, until all together had EXECS
 
 GO       ?= go
 PYTHON   ?= python3
@@ -49,14 +49,15 @@ lint:
 mutants:
 	$(GO) run ./internal/mutants
 
+# RESULTS=results/crash, or results/fuzz, keeps a file of what was done.
 KILLS ?= 200
 crash:
-	$(GO) test -count=1 -v -timeout 2h -run 'TestKilledAnywhere|TestEveryWriteFails|Signal' ./cmd/qlora -kills $(KILLS) -kill_seed $$$$ -every_resume
+	$(GO) test -count=1 -v -timeout 3h -run 'TestKilledAnywhere|TestEveryWriteFails|Signal' ./cmd/qlora -kills $(KILLS) -kill_seed $$$$ -every_resume \
+		$(if $(RESULTS),-results $(abspath $(RESULTS)))
 
-FUZZTIME ?= 60s
+FUZZTIME ?= 60
 fuzz:
-	@grep -ro --include='*_test.go' '^func Fuzz[A-Za-z]*' . | sed 's/\(.*\)\/[^:]*:func /\1 /' | sort | while read -r dir target; do \
-		echo "$$dir $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$dir" || exit 1; done
+	$(GO) run ./internal/fuzzrun -seconds $(FUZZTIME) $(if $(RESULTS),-out $(RESULTS)) $(if $(EXECS),-execs $(EXECS))
 
 demo: build
 	$(GO) build -o bin/sidebyside ./scripts/demo

@@ -26,7 +26,7 @@ func (b *Backend) batch(of *ops.Batch) *C.qk_batch {
 		header: at(of.Block), ids: at(of.IDs), pos: at(of.Pos), sample: at(of.Sample),
 		seg_start: at(of.SegStart), rows: at(of.Rows), targets: at(of.Targets),
 		T: C.int32_t(of.T), S: C.int32_t(of.S), N: C.int32_t(of.N),
-		seed: C.uint32_t(of.Host.Seed), step: C.uint32_t(of.Host.Step),
+		seed: C.uint32_t(of.Host.Seed), step: C.uint32_t(of.Host.Step), smoothing: C.float(of.Host.Smoothing),
 	}
 	return &b.args.batch
 }

@@ -9,7 +9,7 @@ import "C"
 
 import "qlora/model/ops"
 
-// Embed writes x[t] = table[ids[t]].
+// Embed writes x[t] = table[ids[t]], and NEFTune's noise on top.
 func (b *Backend) Embed(x ops.Tensor, table ops.Weight, batch *ops.Batch) {
 	if !b.begin(ops.CheckEmbed(x, table, batch), stored("Embed", "x", x, ops.BF16)) {
 		return

@@ -42,7 +42,7 @@ const char *qk_architectures(void);
 
 /* One packed row in device memory: model/ops Batch. */
 typedef struct qk_batch {
-  qk_ptr header;    /* int32 (8): T, S, N, seed, step, bits of the loss scale */
+  qk_ptr header;    /* int32 (8): T, S, N, seed, step, bits of the loss scale, of NEFTune's alpha and the label smoothing */
   qk_ptr ids;       /* int32 (T) */
   qk_ptr pos;       /* int32 (T) */
   qk_ptr sample;    /* int32 (T) */
@@ -51,6 +51,7 @@ typedef struct qk_batch {
   qk_ptr targets;   /* int32 (N) */
   int32_t T, S, N;
   uint32_t seed, step;
+  float smoothing; /* of the labels: as in the header, for launchers to choose by */
 } qk_batch;
 
 typedef struct qk_heads {
@@ -99,7 +100,7 @@ qk_status qk_random_normal(qk_ptr dst, int64_t pitch, int64_t first, int32_t row
 
 /* ---- forward ------------------------------------------------------------------------------------ */
 
-/* x (T,C) = table[ids]; table bf16 (V,C). Limits: C % 8 == 0. */
+/* x (T,C) = table[ids], and NEFTune's noise where the header has an alpha; table bf16 (V,C). Limits: C % 8 == 0. */
 qk_status qk_embed(qk_ptr x, qk_ptr table, const qk_batch *b, int32_t C, qk_stream s);
 
 /* rho (T) = 1/sqrt(mean(x^2)+eps), xn (T,C) = x*rho*w, u (T,Rt) bf16 = s*dropout(xn)*A'. rho, u, l optional. w (C) is of
@@ -170,8 +171,8 @@ qk_status qk_lora_grad(const qk_grad_job *jobs, int32_t n, const qk_batch *b, qk
 /* pack_a, pack_b, pack_bt of n LoRAs from float32 a, b. Limits: in*Rt, out*Rt below 2^31. */
 qk_status qk_lora_pack(const qk_lora *l, int32_t n, qk_stream s);
 
-/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional). head bf16 (V,C). hit is 1 where no other
- * logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks
+/* For the N label rows by chunks: nll, hit (N) float32, dxn (T,C) (optional), labels smoothed as the batch says. head bf16
+ * (V,C). hit is 1 where no other logit is larger, of equals the lowest id. Limits: C % 8 == 0, V % 8 == 0. The work of fewer rows than N will do: chunks
  * are then shorter, and slower below 1024. */
 int64_t qk_head_loss_work(int32_t N, int32_t C, int32_t V);
 qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr head, const qk_batch *b, int32_t C,

@@ -1,11 +1,12 @@
 /* The head: loss of the label rows with its gradient, logits, and the divergence of two models.
 
-Math    nll = log sum exp(logits) - logit(target);  hit = target has the largest logit, of equals the lowest id
-        dlogits = loss_scale * (softmax(logits) - onehot(target));  dxn = dlogits * W on label rows, zero on others
+Math    nll = log sum exp(logits) - (1-eps) * logit(target) - eps * mean(logits), eps the label smoothing
+        hit = target has the largest logit, of equals the lowest id
+        dlogits = loss_scale * (softmax(logits) - (1-eps) * onehot(target) - eps/V);  dxn = dlogits * W on label rows, zero on others
         kl = sum p*(exp(d) - 1 - d), d = ln q - ln p: no term is negative, and where p is near q they are of second order
 Shapes  xn, dxn (T,C), W (V,C) bf16; nll, hit, kl (N) f32; logits (N,V) f32     Limits  C % 8 == 0; V % 8 == 0 with dxn
 Numeric nll and hit from f32 statistics of the f32 sums; dlogits from logits in float16, rounded to bf16, in whose place
-        they go. Rows do not depend on each other.
+        they go. The mean, too, is of the logits in float16, whose roundings cancel. Rows do not depend on each other.
 Bound   tensor cores: two products of N x V x C; the softmax moves 4 bytes a logit
 Form    By chunks of label rows, head_chunk at most and as the scratch memory allows. A chunk: product with statistics
         (head_sm90.cuh, head_product.cuh), a block a row for softmax, the product of dlogits with W (qk_linear_bwd), rows put
@@ -49,7 +50,40 @@ struct min_op {
   QK_DEVICE_MEMBER int operator()(int a, int b) const { return min(a, b); }
 };
 
-/* A block a row: nll and hit from the parts' statistics; then, with logits, dlogits in their place. */
+/* What the gradients of a row's logits are made from: loss_scale, loss_scale * eps/V, that of the target's logit without the
+latter, log sum exp. */
+struct head_row {
+  float scale, each, own, log_sum;
+  int target;
+};
+/* The gradients of eight logits, from that of `column` on. */
+QK_DEVICE uint4 head_gradients(const uint4 &logits, const head_row &r, int column) {
+  const __half2 *h = (const __half2 *)&logits;
+  uint32_t out[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float2 l = __half22float2(h[j]);
+    float d[2] = {l.x, l.y};
+#pragma unroll
+    for (int e = 0; e < 2; e++)
+      d[e] = (column + 2 * j + e == r.target ? r.own : r.scale * __expf(d[e] - r.log_sum)) - r.each;
+    out[j] = pack_bf16(d[0], d[1]);
+  }
+  return make_uint4(out[0], out[1], out[2], out[3]);
+}
+QK_DEVICE float head_sum(const uint4 &logits) {
+  const __half2 *h = (const __half2 *)&logits;
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float2 l = __half22float2(h[j]);
+    sum += l.x + l.y;
+  }
+  return sum;
+}
+
+/* A block a row: nll and hit from the parts' statistics, and with smoothed labels from the logits, which are zero beyond V;
+then, with a gradient, dlogits in their place. */
 __global__ void __launch_bounds__(head_row_threads)
     head_softmax_kernel(float *nll, float *hit, const head_problem p, const int32_t *header, bool gradient) {
   take_turn();
@@ -71,29 +105,20 @@ __global__ void __launch_bounds__(head_row_threads)
   }
   sum = block_reduce(sum, shared, add_op());
   at = block_reduce(at, shared_at, min_op());
-  const float own = p.target_logit[row], log_sum = top + logf(sum);
+  const float own = p.target_logit[row], log_sum = top + logf(sum), smoothing = __int_as_float(__ldg(header + 7));
   if (threadIdx.x == 0) nll[row] = logf(sum) - (own - top), hit[row] = at == target;
+  uint4 *logits = (uint4 *)((__half *)p.logits + row * p.ld);
+  if (smoothing > 0) {
+    float total = 0;
+    for (int i = threadIdx.x; i < p.ld / 8; i += head_row_threads) total += head_sum(logits[i]);
+    total = block_reduce(total, shared, add_op());
+    if (threadIdx.x == 0) nll[row] = logf(sum) - (1.f - smoothing) * (own - top) - smoothing * (total / p.V - top);
+  }
   if (!gradient) return;
 
   const float scale = __int_as_float(__ldg(header + 5));
-  uint4 *logits = (uint4 *)((__half *)p.logits + row * p.ld);
-  for (int i = threadIdx.x; i < p.ld / 8; i += head_row_threads) {
-    uint4 v = logits[i];
-    __half2 *h = (__half2 *)&v;
-    uint32_t out[4];
-#pragma unroll
-    for (int j = 0; j < 4; j++) {
-      const float2 l = __half22float2(h[j]);
-      float d[2] = {l.x, l.y};
-#pragma unroll
-      for (int e = 0; e < 2; e++) {
-        const int c = 8 * i + 2 * j + e;
-        d[e] = c == target ? scale * (__expf(own - log_sum) - 1.f) : scale * __expf(d[e] - log_sum);
-      }
-      out[j] = pack_bf16(d[0], d[1]);
-    }
-    logits[i] = make_uint4(out[0], out[1], out[2], out[3]);
-  }
+  const head_row r = {scale, scale * smoothing / p.V, scale * (__expf(own - log_sum) - (1.f - smoothing)), log_sum, target};
+  for (int i = threadIdx.x; i < p.ld / 8; i += head_row_threads) logits[i] = head_gradients(logits[i], r, 8 * i);
 }
 
 /* dxn[rows[i]] = dx[i], and the way there: x[i] = xn[rows[i]]; a block a row. */
@@ -195,7 +220,7 @@ qk_status qk_head_loss(qk_ptr dxn, qk_ptr nll, qk_ptr hit, qk_ptr xn, qk_ptr hea
     const head_problem p = {(const bf16 *)xn, (const bf16 *)head, rows, n, C, V, (void *)work, place.ld,
                             (head_stat *)(work + place.stats), sm90 ? (V + head_sm90_part - 1) / head_sm90_part : head_parts(V),
                             (float *)(work + place.target), (const int32_t *)b->targets + done};
-    status = dxn ? head_forward<LOGITS_F16>(name, p, (bf16 *)dx, device, sm90, stream) : head_forward<STATS_ALONE>(name, p, (bf16 *)dx, device, sm90, stream);
+    status = dxn || b->smoothing > 0 ? head_forward<LOGITS_F16>(name, p, (bf16 *)dx, device, sm90, stream) : head_forward<STATS_ALONE>(name, p, (bf16 *)dx, device, sm90, stream);
     if (!status) status = qk_launch(name, head_softmax_kernel, n, head_row_threads, stream, (float *)nll + done, (float *)hit + done, p, (const int32_t *)b->header, dxn != 0);
     if (!status && dxn) status = qk_linear_bwd(dx, work, head, n, V, C, s, variant);
     if (!status && dxn) status = qk_launch(name, head_scatter_kernel, n, 256, stream, (uint4 *)dxn, (const uint4 *)dx, rows, C / 8);

@@ -48,6 +48,10 @@ func argsJSON(flags []*kong.Flag, b *base, m *modelFlags) (json.RawMessage, erro
 // restore checks --adapters and fills what the user left out, of model, template and system, from the
 // adapter's args.json.
 func (f *modelFlags) restore(e *env) error {
+	if last, ok := lastCheckpoint(f.Adapters); ok {
+		e.logf("notice: --adapters names %d checkpoints of one run, as a pattern does: the last is used, %s. ms-swift would load each onto the one before", len(f.Adapters), last)
+		f.Adapters = []string{last}
+	}
 	if len(f.Adapters) > 1 {
 		return usageError{fmt.Errorf("--adapters takes one adapter, not %d: blends are not supported", len(f.Adapters))}
 	}
@@ -83,6 +87,22 @@ func (f *modelFlags) restore(e *env) error {
 		f.System = saved.System
 	}
 	return nil
+}
+
+// lastCheckpoint returns the highest of several checkpoints of one run; ok is false where the folders are others.
+func lastCheckpoint(dirs []string) (last string, ok bool) {
+	most := -1
+	for _, dir := range dirs {
+		dir = filepath.Clean(dir)
+		step, checkpoint := train.CheckpointStep(dir)
+		if !checkpoint || filepath.Dir(dir) != filepath.Dir(filepath.Clean(dirs[0])) {
+			return "", false
+		}
+		if step > most {
+			last, most = dir, step
+		}
+	}
+	return last, len(dirs) > 1
 }
 
 // notAnAdapter says what --adapters should have been.

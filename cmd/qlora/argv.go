@@ -101,7 +101,7 @@ func canonical(s setting, takes shape) ([]string, error) {
 	case len(s.values) == 0:
 		return nil, fmt.Errorf("--%s needs a value: write `--%s VALUE`", s.name, s.name)
 	case takes == one && len(s.values) > 1:
-		return nil, fmt.Errorf("--%s takes one value, not %d (%s): put quotes around a value with spaces", s.name, len(s.values), quoted(s.values))
+		return nil, fmt.Errorf("--%s takes one value, not %d (%s): put quotes around a value with spaces, and name one file where a pattern fits several", s.name, len(s.values), quoted(s.values))
 	}
 	var words []string
 	for _, v := range s.values {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"qlora/internal/golden"
 )
 
 // binary is the program under test, built once.
@@ -88,16 +89,7 @@ func miniModel(t *testing.T) string {
 		}
 		write(t, filepath.Join(dir, to), string(text))
 	}
-	packed, err := os.Open(filepath.Join(testdata, "tokenizer/qwen2.5/tokenizer.json.gz"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer packed.Close()
-	plain, err := gzip.NewReader(packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(plain)
+	text, err := golden.Gunzip(filepath.Join(testdata, "tokenizer/qwen2.5/tokenizer.json.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -459,6 +451,21 @@ func TestDoctor(t *testing.T) {
 	// The binary under test is built without tags.
 	if o := ok(t, t.TempDir(), "", "doctor"); !strings.Contains(o.stdout, "built without CUDA") || !strings.Contains(o.stdout, "`make build`") {
 		t.Errorf("doctor: %s", o.stdout)
+	}
+}
+
+// Code that a model's files name is not run, and a notice says so.
+func TestAutoMap(t *testing.T) {
+	work, model := t.TempDir(), miniModel(t)
+	args := []string{"data", "--model", model, "--dataset", "builtin:self-cognition"}
+	if o := ok(t, work, "", args...); strings.Contains(o.stderr, "auto_map") {
+		t.Errorf("without: %s", o.stderr)
+	}
+	config := filepath.Join(model, "config.json")
+	write(t, config, strings.Replace(read(t, config), "{", `{"auto_map": {"AutoModelForCausalLM": "modeling_x.X"},`, 1))
+	write(t, filepath.Join(model, "modeling_x.py"), "open('ran', 'w')")
+	if o := ok(t, work, "", args...); !strings.Contains(o.stderr, "notice: "+config+": auto_map names Python of the model's own, which is not run") {
+		t.Errorf("with: %s", o.stderr)
 	}
 }
 

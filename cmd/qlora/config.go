@@ -14,10 +14,12 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"qlora/internal/yamlguard"
 )
 
-// maxConfig bounds the size of a configuration file.
-const maxConfig = 16 << 20
+// maxConfig bounds the size of a configuration file, which in the parsers takes up to 700 times as much.
+const maxConfig = 256 << 10
 
 // isConfig reports whether a word names a configuration file.
 func isConfig(word string) bool {
@@ -67,7 +69,7 @@ func readLimited(path string) ([]byte, error) {
 	defer file.Close()
 	text, err := io.ReadAll(io.LimitReader(file, maxConfig+1))
 	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s: larger than %d MiB, which no configuration is", path, maxConfig>>20)
+		err = fmt.Errorf("%s: larger than %d KiB, which no configuration is", path, maxConfig>>10)
 	}
 	return text, err
 }
@@ -97,14 +99,20 @@ func notAnObject(at, path string) error {
 }
 
 func yamlSettings(path string, text []byte) ([]setting, error) {
+	if err := yamlguard.Check(text); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
 	file, err := parser.ParseBytes(text, 0)
 	if err != nil {
 		return nil, yamlFault(path, err)
 	}
-	if len(file.Docs) > 1 {
+	var pairs []*ast.MappingValueNode
+	switch {
+	case len(file.Docs) == 0: // such as a directive alone
+		return nil, nil
+	case len(file.Docs) > 1:
 		return nil, fmt.Errorf("%s: %d documents in one file: a configuration is one", path, len(file.Docs))
 	}
-	var pairs []*ast.MappingValueNode
 	switch body := file.Docs[0].Body.(type) {
 	case nil:
 	case *ast.MappingNode:

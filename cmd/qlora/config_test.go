@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"qlora/internal/allocs"
 )
 
 const exampleYAML = `# a run
@@ -120,6 +122,8 @@ func TestConfigFaults(t *testing.T) {
 		{"a.yaml", "just words\n", ":1:1: a configuration is an object"},
 		{"a.yaml", "a: &x 1\nb: *x\n", "write the value out"},
 		{"a.yaml", "seed: 1\n---\nseed: 2\n", "2 documents in one file"},
+		{"a.yaml", "a: " + strings.Repeat("[", 201), ": line 1: nested deeper than 200"},
+		{"a.yaml", "a: " + strings.Repeat("#", maxConfig), ": larger than 256 KiB"},
 		{"a.json", `[{"query": "q"}]`, ":1:1: a configuration is an object"},
 		{"a.json", "{\"seed\": 1,\n \"lora_rnk\": 8}", ":2:2: unknown flag --lora_rnk"},
 		{"a.json", "{\"größe\": 1, \"seed\": 1, \"seed\": 2}", ":1:25: seed is set twice, first at "},
@@ -140,12 +144,14 @@ func TestConfigFaults(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	for _, text := range []string{"", exampleYAML, exampleJSON, "a: 1\n---\n", "{", "? a\n: b", "a:\n\t- b", "!!str a: b", "<<: {a: b}", "\"\\ud800\": 1"} {
+	for _, text := range []string{"", exampleYAML, exampleJSON, "a: 1\n---\n", "{", "...", "? a\n: b", "a:\n\t- b", "!!str a: b", "<<: {a: b}", "\"\\ud800\": 1"} {
 		f.Add([]byte(text))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
 		for _, read := range []func(string, []byte) ([]setting, error){yamlSettings, jsonSettings} {
-			settings, err := read("f", text)
+			var settings []setting
+			var err error
+			allocs.Within(t, 700*len(text)+1<<20, func() { settings, err = read("f", text) })
 			for _, s := range settings {
 				if err != nil || s.at == "" || s.values != nil && len(s.values) == 0 {
 					t.Errorf("%q: %v, %v", text, s, err)

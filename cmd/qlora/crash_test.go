@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -24,7 +25,37 @@ import (
 var (
 	kills    = stdflag.Int("kills", 12, "how often TestKilledAnywhere kills a run")
 	killSeed = stdflag.Uint64("kill_seed", 1, "of the moments at which TestKilledAnywhere kills")
+	results  = stdflag.String("results", "", "folder to keep a file of what the crash tests did in")
 )
+
+// keep adds what a test that passed did to the file of today and of this commit, where -results asks for one.
+func keep(t *testing.T, figures map[string]any) {
+	t.Helper()
+	if *results == "" || t.Failed() {
+		return
+	}
+	commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().UTC()
+	path := filepath.Join(*results, now.Format("20060102")+"-"+strings.TrimSpace(string(commit))+".json")
+	all := map[string]any{}
+	if text, err := os.ReadFile(path); err == nil {
+		if err := json.Unmarshal(text, &all); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all["commit"], all["go"], all["platform"], all["ended"] = strings.TrimSpace(string(commit)), runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH, now.Format(time.RFC3339)
+	all[t.Name()] = figures
+	text, err := json.MarshalIndent(all, "", "  ")
+	if err == nil {
+		err = errors.Join(os.MkdirAll(*results, 0o777), os.WriteFile(path, append(text, '\n'), 0o666))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 // crashRun is a short training run that writes as much as it can: a checkpoint and a line of the log a
 // step, an evaluation every third, of which save_total_limit keeps some.
@@ -43,7 +74,7 @@ func newCrashRun(t *testing.T) *crashRun {
 	write(t, data, trainingData)
 	c := &crashRun{dir: t.TempDir(), args: []string{"sft", "--model", miniModel(t), "--dataset", data, "--val_dataset", data,
 		"--num_train_epochs", "3", "--gradient_accumulation_steps", "1", "--save_steps", "1", "--eval_steps", "3", "--logging_steps", "1",
-		"--add_version", "false", "--lora_dropout", "0.1", "--output_dir", "out", "--report_to", "none"}}
+		"--add_version", "false", "--lora_dropout", "0.1", "--neftune_noise_alpha", "5", "--output_dir", "out", "--report_to", "none"}}
 	began := time.Now()
 	ok(t, c.dir, "", c.args...)
 	c.took = time.Since(began)
@@ -241,6 +272,8 @@ func TestKilledAnywhere(t *testing.T) {
 	}
 	t.Logf("%d kills of %d runs, %d of them of runs that went on: %d while a checkpoint was written, %d while one was removed, %d before the first, %d after the last",
 		killed, fresh, again, saving, removing, early, late)
+	keep(t, map[string]any{"kills": killed, "runs": fresh, "of runs that went on": again, "while a checkpoint was written": saving,
+		"while one was removed": removing, "before the first": early, "after the last": late, "seed": *killSeed})
 }
 
 // TestSignals sends SIGTERM, SIGINT or SIGUSR1 at random moments, during a save or not: a run that has begun
@@ -272,6 +305,7 @@ func TestSignals(t *testing.T) {
 		t.Errorf("%v from a signal to the end", longest)
 	}
 	t.Logf("at most %v from a signal to the end", longest)
+	keep(t, map[string]any{"signals": 6, "longest seconds from a signal to the end": longest.Seconds()})
 }
 
 func exists(path string) bool {

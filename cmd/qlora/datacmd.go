@@ -122,7 +122,7 @@ func (c *dataCmd) Run(e *env) error {
 	if err := c.restore(e); err != nil {
 		return err
 	}
-	b, err := c.open()
+	b, err := c.open(e)
 	if err != nil {
 		return err
 	}

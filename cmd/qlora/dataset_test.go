@@ -101,6 +101,14 @@ func TestPackingAndSplits(t *testing.T) {
 			}
 		}
 	}
+	// The rows set aside lie in the run's folder, as a dataset that measures the same loss.
+	aside := ok(t, work, "", "data", "--model", model, "--system", "", "--dataset", filepath.Join("split", "val_dataset.jsonl"), "--json")
+	if !strings.Contains(aside.stdout, `"kept": 4`) {
+		t.Errorf("the rows set aside: %s", aside.stdout)
+	}
+	if _, err := os.Stat(filepath.Join(work, "validation", "val_dataset.jsonl")); !os.IsNotExist(err) {
+		t.Errorf("rows of --val_dataset are kept again: %v", err)
+	}
 	for want, more := range map[string][]string{
 		"give one of them":                                      {"--dataset", "a.jsonl", "--packing", "true", "--lazy_tokenize", "true", "--max_length", "100"},
 		"--lazy_tokenize needs --max_length":                    {"--dataset", "a.jsonl", "--lazy_tokenize", "true"},

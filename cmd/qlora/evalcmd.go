@@ -52,7 +52,7 @@ func (c *evalCmd) Run(e *env) error {
 	case c.MaxBatchSize < 1 || c.MaxNewTokens < 1:
 		return usageError{errors.New("--max_batch_size and --max_new_tokens must be at least 1")}
 	}
-	b, err := c.openBase(&c.modelFlags, c.Dataset...)
+	b, err := c.openBase(e, &c.modelFlags, c.Dataset...)
 	if err != nil {
 		return err
 	}

@@ -103,6 +103,7 @@ func TestEveryWriteFails(t *testing.T) {
 		}
 	}
 	t.Logf("calls that failed: %v", seen)
+	keep(t, map[string]any{"calls that failed, one a run": seen, "went on after every one": *everyResume})
 	for _, op := range []string{"remove", "mkdir", "create", "write", "sync", "close", "rename"} {
 		if seen[op] == 0 {
 			t.Errorf("no %s failed", op)

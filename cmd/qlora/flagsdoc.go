@@ -15,7 +15,7 @@ import (
 
 const flagsIntro = `# Flags
 
-Every flag of ms-swift 3.0 to 4.5 for ` + "`sft`, `infer`, `eval` and `export`" + `, and what becomes of it here. Made from the
+Every flag of ms-swift 3.0 to 4.6 for ` + "`sft`, `infer`, `eval` and `export`" + `, and what becomes of it here. Made from the
 flag table and the command structs of cmd/qlora (` + "`go generate ./cmd/qlora`" + `); a test says when it is stale.
 
 | class | meaning |

@@ -1,6 +1,6 @@
 package main
 
-// trainingFlags is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.5, and of
+// trainingFlags is what becomes of every flag of ms-swift's `sft` and `infer`, 3.0 to 4.6, and of
 // the transformers training arguments they include. The rows of class works name fields of the
 // command structs, which hold their types, defaults and help.
 var trainingFlags = []flagGroup{
@@ -12,6 +12,7 @@ var trainingFlags = []flagGroup{
 		tuner_type target_modules target_regex lora_rank lora_alpha lora_dropout use_rslora lorap_lr_ratio
 		num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
 		learning_rate lr_scheduler_type warmup_ratio warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
+		neftune_noise_alpha label_smoothing_factor
 		output_dir add_version resume_from_checkpoint logging_steps logging_first_step eval_strategy eval_steps save_strategy
 		save_steps save_total_limit init_weights metric_for_best_model greater_is_better early_stop_interval create_checkpoint_symlink report_to`},
 	{class: works, verbs: "infer", names: `
@@ -64,6 +65,7 @@ var trainingFlags = []flagGroup{
 		reft_rank reft_intervention_type reft_args model_layer_cls_name
 		chord_sft_dataset chord_sft_per_device_train_batch_size chord_enable_phi_function chord_mu_warmup_steps
 		chord_mu_decay_steps chord_mu_peak chord_mu_valley num_labels problem_type mrl_dims reranker_use_activation
+		decision_drop_instructions decision_subsample_options decision_state_as_text decision_shuffle_fields
 		hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant tuner_backend`},
 	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, every figure to logging.jsonl, and to runs/ for TensorBoard", names: `
 		log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
@@ -137,8 +139,6 @@ var trainingFlags = []flagGroup{
 	{class: unsupported, verbs: "sft", off: []string{"default"}, why: "every assistant turn is trained on; `\"loss\": false` in a message leaves one out", names: `loss_scale`},
 	{class: unsupported, verbs: "sft", off: append([]string{"cross_entropy"}, disabled...), why: "the loss is cross entropy", names: `
 		loss_type enable_dft_loss enable_channel_loss channels sft_alpha`},
-	{class: unsupported, verbs: "sft", off: disabled, why: "the loss is computed from the logit of the label alone, a chunk of the vocabulary at a time: leave it out", names: `label_smoothing_factor`},
-	{class: unsupported, verbs: "sft", off: disabled, why: "embeddings are read as the frozen table has them, without noise: leave it out, --lora_dropout regularises", names: `neftune_noise_alpha`},
 	{class: unsupported, verbs: "sft", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size tp_size`},
 	{class: unsupported, verbs: "infer", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size`},
 	{class: unsupported, verbs: "sft", off: append([]string{"first_exhausted", "1000"}, disabled...), why: "datasets are read whole, one after the other: write the mixture into one file", names: `

@@ -57,7 +57,8 @@ var exportFlags = []flagGroup{
 	{class: unsupported, verbs: "export", why: otherVerbs["export"], names: `
 		adapters add_non_thinking_prefix agent_template attn_impl bnb_4bit_compute_dtype bnb_4bit_quant_storage
 		bnb_4bit_quant_type bnb_4bit_use_double_quant cached_dataset cached_val_dataset ckpt_dir columns commit_message
-		custom_dataset_info custom_register_path data_seed dataset dataset_num_proc dataset_shuffle ddp_backend
+		custom_dataset_info custom_register_path data_seed decision_drop_instructions decision_shuffle_fields
+		decision_state_as_text decision_subsample_options dataset dataset_num_proc dataset_shuffle ddp_backend
 		ddp_timeout device_groups device_map disable_auto_column_mapping disable_ignore_empty_think download_mode
 		enable_cache enable_npu_model_patch enable_thinking exist_ok experts_impl external_plugins gguf_file group_size
 		hqq_axis hub_model_id hub_private_repo hub_token ignore_args_error init_strategy instruct_model

@@ -102,7 +102,7 @@ func placeholder(f *kong.Flag) string {
 	switch t.Kind() {
 	case reflect.Bool:
 		return ""
-	case reflect.Int:
+	case reflect.Int, reflect.Uint32, reflect.Uint64:
 		return "N"
 	case reflect.Float64:
 		return "X"

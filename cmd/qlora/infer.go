@@ -170,7 +170,7 @@ func (c *inferCmd) Run(e *env) error {
 	if c.MaxBatchSize < 1 || c.ValDatasetSample < 0 {
 		return usageError{errors.New("--max_batch_size must be at least 1, and --val_dataset_sample positive")}
 	}
-	b, err := c.open()
+	b, err := c.open(e)
 	if err != nil {
 		return err
 	}

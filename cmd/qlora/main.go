@@ -176,7 +176,7 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 
 // otherVerbs are commands of ms-swift that are no verbs here, and what to use instead.
 var otherVerbs = map[string]string{
-	"deploy":     "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that vLLM and SGLang serve beside its base model",
+	"deploy":     "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that others serve: vllm serve MODEL --enable-lora --lora-modules NAME=CHECKPOINT",
 	"export":     "nothing is exported yet: a checkpoint is a PEFT adapter already, which PEFT, vLLM and SGLang load, and llama.cpp after conversion",
 	"merge_lora": "merging will belong to `qlora export`, which is not there yet: use the adapter unmerged, as `qlora infer --adapters CHECKPOINT` does, or merge it with PEFT's merge_and_unload",
 	"pt":         "use `qlora sft`, which trains on answers",

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"qlora/model/data"
@@ -58,7 +59,7 @@ type base struct {
 }
 
 // open opens the model, its tokenizer and its chat template. The caller closes it.
-func (f *modelFlags) open() (*base, error) {
+func (f *modelFlags) open(e *env) (*base, error) {
 	if f.Model == "" {
 		return nil, usageError{errors.New("--model is missing: write `--model` and a folder, a .gguf file or a hub id, or --adapters and a checkpoint")}
 	}
@@ -70,7 +71,21 @@ func (f *modelFlags) open() (*base, error) {
 	if err := b.prepare(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("--model %s: %w", f.Model, err), m.Close())
 	}
+	for _, name := range []string{"config.json", "tokenizer_config.json"} {
+		if b.namesCode(name) {
+			e.logf("notice: %s: auto_map names Python of the model's own, which is not run: the model is read as the %s that its config says", filepath.Join(b.Dir, name), b.Config.ModelType)
+		}
+	}
 	return b, nil
+}
+
+// namesCode reports whether a file of the model has an auto_map.
+func (b *base) namesCode(name string) bool {
+	var file struct {
+		AutoMap json.RawMessage `json:"auto_map"`
+	}
+	text, err := b.optionalFile(name)
+	return err == nil && json.Unmarshal(text, &file) == nil && len(file.AutoMap) > 0 && string(file.AutoMap) != "null" && string(file.AutoMap) != "{}"
 }
 
 func (b *base) prepare(f *modelFlags) error {

@@ -83,6 +83,17 @@ ENV: {CUDA_VISIBLE_DEVICES: 0}
 		}
 	}
 
+	// A pattern of the shell that fits all checkpoints of a run means its last, and says so.
+	more := ok(t, work, "", "sft", "--adapters", filepath.Join("out", "checkpoint-4"), filepath.Join("out", "checkpoint-1"), "--dataset", "train.jsonl", "--max_steps", "1",
+		"--save_strategy", "no", "--output_dir", "more")
+	if !strings.Contains(more.stderr, "notice: --adapters names 2 checkpoints of one run, as a pattern does: the last is used, out/checkpoint-4.") ||
+		!strings.Contains(more.stderr, "adapter: goes on from out/checkpoint-4,") || strings.Contains(more.stdout, "last_model_checkpoint") {
+		t.Errorf("several checkpoints: %s%s", more.stdout, more.stderr)
+	}
+	if o := qlora(t, work, "", "sft", "--adapters", "out/checkpoint-4", "again/checkpoint-4", "--dataset", "train.jsonl"); o.code != exitUsage || !strings.Contains(o.stderr, "one adapter") {
+		t.Errorf("checkpoints of two runs: exit status %d, %s", o.code, o.stderr)
+	}
+
 	for flags, want := range map[string]string{
 		"--report_to wandb":                      "--report_to wandb: known but not supported: choose tensorboard or none",
 		"--init_weights pissa":                   "--init_weights pissa: known but not supported: choose true",

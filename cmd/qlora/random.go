@@ -20,9 +20,9 @@ const randomSeed = 42
 
 // openBase opens the model, or makes random weights. Those have no tokenizer, and no language: all the data must be
 // random tokens.
-func (f *randomFlags) openBase(m *modelFlags, datasets ...string) (*base, error) {
+func (f *randomFlags) openBase(e *env, m *modelFlags, datasets ...string) (*base, error) {
 	if !f.RandomWeights {
-		return m.open()
+		return m.open(e)
 	}
 	for _, name := range datasets {
 		if !isRandom(name) {

@@ -68,6 +68,11 @@ func WriteDir(path string, fill func(dir string) error) error {
 	})
 }
 
+// Symlink makes the link at path lead to target.
+func Symlink(target, path string) error {
+	return replace(path, func(tmp string) error { return symlink(target, tmp) })
+}
+
 // RemoveDir removes the folder at path, which a reader finds whole or not at all.
 func RemoveDir(path string) error {
 	tmp := TempPath(path)

@@ -8,7 +8,7 @@ import (
 
 // Intercept, where set, is asked before every call that changes a disk, and its error is the call's; a
 // write then fails after half of its bytes. Only tests set it, to see what a disk that is full or failing
-// does. op is remove, mkdir, create, write, sync, close or rename.
+// does. op is remove, mkdir, create, symlink, write, sync, close or rename.
 var Intercept func(op, path string) error
 
 func intercepted(op, path string) error {
@@ -33,6 +33,13 @@ func mkdir(path string) error {
 		return err
 	}
 	return os.Mkdir(path, 0o755)
+}
+
+func symlink(target, path string) error {
+	if err := intercepted("symlink", path); err != nil {
+		return err
+	}
+	return os.Symlink(target, path)
 }
 
 func rename(from, to string) error {

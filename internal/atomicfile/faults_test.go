@@ -90,6 +90,7 @@ var actions = []struct {
 		})
 	}},
 	{"removal", func(dir string) error { return RemoveDir(filepath.Join(dir, "old")) }},
+	{"link", func(dir string) error { return Symlink("old", filepath.Join(dir, "link")) }},
 }
 
 // folder makes what the actions are done on, in memory where there is such a file system: a thousand

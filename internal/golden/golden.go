@@ -4,6 +4,8 @@
 package golden
 
 import (
+	"compress/gzip"
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -44,6 +46,20 @@ func Has(t testing.TB, parts ...string) bool {
 	t.Helper()
 	_, err := os.Stat(Path(t, parts...))
 	return err == nil
+}
+
+// Gunzip reads a file that gzip has packed.
+func Gunzip(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		return nil, err
+	}
+	return io.ReadAll(z)
 }
 
 // module is the folder of go.mod, above the package under test.

@@ -30,6 +30,7 @@ var mayImport = []struct {
 	{"model/ops/opstest", "model/ops"},
 	{"model/ops", "internal/..."},
 	{"model/memory", "internal/..."},
+	{"model/weights/weightstest", "model/weights"},
 	{"model/weights", "internal/..."},
 	{"model/tokenizer", "internal/..."},
 	{"model/data", "internal/..."},

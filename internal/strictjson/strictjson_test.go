@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"qlora/internal/allocs"
 )
 
 type target struct {
@@ -91,19 +93,86 @@ func TestUnmarshalRefuses(t *testing.T) {
 }
 
 func TestMembers(t *testing.T) {
-	doc := []byte(`{ "b" : {"x":[1]} , "a\n":7}`)
-	got, err := Members(doc, 100)
+	doc := []byte(` { "b" : {"x":[1]} , "a\n":7}`)
+	o, err := Parse(doc, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Member{{"b", json.RawMessage(`{"x":[1]}`), 8}, {"a\n", json.RawMessage(`7`), 26}}
+	got, err := o.Members(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Member{{"b", Value{json.RawMessage(`{"x":[1]}`), 9}}, {"a\n", Value{json.RawMessage(`7`), 27}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 	for _, bad := range []string{`[]`, `3`, `null`, `{"a":1,"a":1}`} {
-		if _, err := Members([]byte(bad), 100); err == nil {
+		if _, err := Parse([]byte(bad), 100); err == nil {
 			t.Errorf("%s is accepted", bad)
 		}
+	}
+	var fault *Error
+	if _, err := o.Members(1); !errors.As(err, &fault) || *fault != (Error{1, "2 keys, more than 1"}) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Keys are those that encoding/json reads, and are compared as what they stand for.
+func TestKeys(t *testing.T) {
+	for _, doc := range []string{`{"\u00e9":1,"e":2,"\ud83d\ude00":3,"\ud83d":4,"\udc00\u0041":5,"\"\\\/\b\f\n\r\t":6,"":7,"\u0000":8}`,
+		`{"a\u0062":1,"ab c":2,"a":3,"aB":4,"\ud83dx":5,"\ud83d\n":6}`} {
+		whole := map[string]json.RawMessage{}
+		if err := json.Unmarshal([]byte(doc), &whole); err != nil {
+			t.Fatal(err)
+		}
+		o, err := Parse([]byte(doc), 1000)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = o.Each(func(key []byte, v Value) error {
+			if string(whole[string(key)]) != string(v.Raw) {
+				t.Errorf("%q: %s", key, v.Raw)
+			}
+			delete(whole, string(key))
+			return nil
+		})
+		if err != nil || len(whole) > 0 {
+			t.Errorf("%v, left %q", err, whole)
+		}
+	}
+	for _, doc := range []string{`{"\ud83d\ude00":1,"x":2,"😀":3}`, `{"\ud800":1,"\udfff":2}`, `{"a\/":1,"a/":2}`} {
+		if _, err := Parse([]byte(doc), 1000); err == nil || !strings.Contains(err.Error(), "occurs twice") {
+			t.Errorf("%s: %v", doc, err)
+		}
+	}
+}
+
+// Types that bound what they hold, and the place of a fault in one.
+func TestBounded(t *testing.T) {
+	var got struct {
+		A List[string] `json:"a"`
+		B Map[int]     `json:"b"`
+		C int          `json:"c"`
+	}
+	if err := Unmarshal([]byte(`{"a":["x","y"],"b":{"k":1}}`), 1000, &got); err != nil || len(got.A) != 2 || got.B["k"] != 1 {
+		t.Fatal(got, err)
+	}
+	many := strings.Repeat(`"",`, MaxItems)
+	for doc, want := range map[string]string{
+		`{"c":1,"a":[` + many + `""]}`: `byte 11: a: "[\"\",\"\",\"\",\"\",\"\",\"\",\""… has 4097 elements, more than 4096`,
+		`{"c":1,"b":{"k":"v"}}`:        `byte 11: b: a JSON string where a int belongs, in "{\"k\":\"v\"}"`,
+	} {
+		if err := Unmarshal([]byte(doc), 1<<20, &got); err == nil || err.Error() != want {
+			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+	for doc, want := range map[string]int{`[ ]`: 0, `[1]`: 1, `[ [1,2] , {"a":[",",1]},"]", null,-1e3]`: 5} {
+		if n := Elements([]byte(doc)); n != want {
+			t.Errorf("%s has %d elements", doc, n)
+		}
+	}
+	if err := Unmarshal([]byte(`{"a":[`+many[:len(many)-1]+`]}`), 1<<20, &got); err != nil || len(got.A) != MaxItems {
+		t.Errorf("%d elements: %v", len(got.A), err)
 	}
 }
 
@@ -114,17 +183,23 @@ func FuzzUnmarshal(f *testing.F) {
 		if Unmarshal(data, 1<<20, &target{}) == nil && !json.Valid(data) {
 			t.Error("invalid JSON is accepted")
 		}
-		members, err := Members(data, 1<<20)
+		var o Object
+		var err error
+		allocs.Bound(t, len(data), func() { o, err = Parse(data, 1<<20) })
 		if err != nil {
 			return
 		}
-		whole := make(map[string]json.RawMessage)
-		if err := json.Unmarshal(data, &whole); err != nil || len(whole) != len(members) {
-			t.Fatalf("%d members, encoding/json has %d, %v", len(members), len(whole), err)
+		list, err := o.Members(len(data))
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, m := range members {
-			if string(whole[m.Key]) != string(m.Value) {
-				t.Errorf("%q: %q, encoding/json has %q", m.Key, m.Value, whole[m.Key])
+		whole := make(map[string]json.RawMessage)
+		if err := json.Unmarshal(data, &whole); err != nil || len(whole) != len(list) {
+			t.Fatalf("%d members, encoding/json has %d, %v", len(list), len(whole), err)
+		}
+		for _, m := range list {
+			if string(whole[m.Key]) != string(m.Raw) {
+				t.Errorf("%q: %q, encoding/json has %q", m.Key, m.Raw, whole[m.Key])
 			}
 		}
 	})

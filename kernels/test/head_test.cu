@@ -26,9 +26,10 @@ static std::string text(const char *op, int T, int N, int C, int V) {
 }
 
 /* room: label rows that the work holds. */
-static void loss(int T, int N, int C, int V, double sigma, bool gradient, int room, int variant) {
-  trial t(text(gradient ? "head loss" : "head loss eval", T, N, C, V) + " room " + std::to_string(room) + " variant " + std::to_string(variant));
-  host_batch b(t, T, 1 + T / 9, N, V);
+static void loss(int T, int N, int C, int V, double sigma, bool gradient, int room, int variant, float smoothing) {
+  trial t(text(gradient ? "head loss" : "head loss eval", T, N, C, V) + " room " + std::to_string(room) + " variant " + std::to_string(variant) + " smoothing " +
+          std::to_string(smoothing).substr(0, 4));
+  host_batch b(t, T, 1 + T / 9, N, V, 0, smoothing);
   const tensor &xn = t.in(BF16, normals((size_t)T * C, 1, 1)), &head = t.in(BF16, normals((size_t)V * C, sigma / sqrt(C), 2));
   const tensor &dxn = t.out(BF16, (size_t)T * C), &nll = t.out(F32, N), &hit = t.out(F32, N);
   const int64_t bytes = qk_head_loss_work(room, C, V);
@@ -38,9 +39,10 @@ static void loss(int T, int N, int C, int V, double sigma, bool gradient, int ro
   for (int i = 0; i < N; i++) {
     const double *row = &l[(size_t)i * V], lse = log_sum(row, V);
     const int target = (int)b.targets[i];
-    nlls[i] = lse - row[target], hits[i] = std::max_element(row, row + V) - row == target;
+    nlls[i] = lse - (1 - smoothing) * row[target], hits[i] = std::max_element(row, row + V) - row == target;
     for (int v = 0; v < V; v++) {
-      const double g = b.scale * (exp(row[v] - lse) - (v == target));
+      nlls[i] -= smoothing / V * row[v];
+      const double g = b.scale * (exp(row[v] - lse) - (1 - smoothing) * (v == target) - smoothing / V);
       for (int c = 0; c < C; c++) d[(size_t)b.rows[i] * C + c] += g * head.v[(size_t)v * C + c];
     }
   }
@@ -159,11 +161,13 @@ static void speed(const char *path) {
 int main(int argc, char **argv) {
   int major;
   CHECK_CUDA(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-  for (int variant = 1; variant <= (major == 9 ? 2 : 1); variant++) {
-    loss(1, 1, 8, 8, 3, true, 1, variant), loss(5, 3, 40, 104, 3, true, 3, variant), loss(200, 150, 104, 1000, 3, true, 150, variant);
-    loss(300, 300, 256, 808, 1, true, 100, variant), loss(16, 16, 896, 4096, 8, true, 16, variant);
+  for (float e : {0.f, .1f}) {
+    for (int variant = 1; variant <= (major == 9 ? 2 : 1); variant++) {
+      loss(1, 1, 8, 8, 3, true, 1, variant, e), loss(5, 3, 40, 104, 3, true, 3, variant, e), loss(200, 150, 104, 1000, 3, true, 150, variant, e);
+      loss(300, 300, 256, 808, 1, true, 100, variant, e), loss(16, 16, 896, 4096, 8, true, 16, variant, e), loss(20, 7, 40, 301, 3, false, 7, variant, e);
+    }
+    loss(1, 1, 8, 1, 3, false, 1, 0, e), loss(140, 129, 72, 130, 20, false, 129, 0, e);
   }
-  loss(20, 7, 40, 301, 3, false, 7, 0), loss(1, 1, 8, 1, 3, false, 1, 0), loss(140, 129, 72, 130, 20, false, 129, 0);
   hits();
   logits(1, 1, 8, 5), logits(9, 3, 40, 301), logits(9, 8, 520, 1000), logits(9, 9, 520, 1001), logits(200, 150, 72, 300);
   divergence(9, 5, 64, 300, .3, 5), divergence(200, 140, 104, 1001, .01, 60), divergence(4, 4, 64, 300, 3, 4), divergence(4, 4, 64, 300, 0, 4);

@@ -185,9 +185,9 @@ class trial {
 struct host_batch {
   values ids, pos, sample, seg, rows, targets;
   uint32_t seed = 42, step = 3;
-  float scale = 0.25f;
+  float scale = 0.25f, alpha, smoothing;
   qk_batch device;
-  host_batch(trial &t, int T, int S, int N, int V) {
+  host_batch(trial &t, int T, int S, int N, int V, float alpha = 0, float smoothing = 0) : alpha(alpha), smoothing(smoothing) {
     for (int s = 0; s <= S; s++) seg.push_back((int)((int64_t)T * s / S));
     for (int i = 0, s = 0; i < T; i++) {
       while (i >= seg[s + 1]) s++;
@@ -197,18 +197,20 @@ struct host_batch {
     place(t);
   }
   void place(trial &t) {
-    float f = scale;
-    int32_t bits;
-    memcpy(&bits, &f, 4);
+    const auto bits = [](float f) {
+      int32_t i;
+      memcpy(&i, &f, 4);
+      return (double)i;
+    };
     const int T = ids.size(), S = seg.size() - 1, N = rows.size();
-    device = {t.in(I32, {(double)T, (double)S, (double)N, (double)seed, (double)step, (double)bits, 0, 0}), t.in(I32, ids), t.in(I32, pos),
-              t.in(I32, sample), t.in(I32, seg), t.in(I32, rows), t.in(I32, targets), T, S, N, seed, step};
+    device = {t.in(I32, {(double)T, (double)S, (double)N, (double)seed, (double)step, bits(scale), bits(alpha), bits(smoothing)}), t.in(I32, ids), t.in(I32, pos),
+              t.in(I32, sample), t.in(I32, seg), t.in(I32, rows), t.in(I32, targets), T, S, N, seed, step, smoothing};
   }
 };
 
 /* ---- LoRA. model/ops/dropout.go, written again for the host. */
 
-static double drop(const host_batch &b, uint32_t threshold, uint32_t stream, int t, int c) {
+static uint32_t lane_of(const host_batch &b, uint32_t stream, int t, int c) {
   uint32_t x[4] = {(uint32_t)c / 8, (uint32_t)b.pos[t], (uint32_t)b.sample[t], stream}, k[2] = {b.seed, b.step};
   for (int round = 0; round < 10; round++) {
     const uint64_t p = x[0] * 0xD2511F53ull, q = x[2] * 0xCD9E8D57ull;
@@ -216,8 +218,10 @@ static double drop(const host_batch &b, uint32_t threshold, uint32_t stream, int
     memcpy(x, y, sizeof x);
     k[0] += 0x9E3779B9, k[1] += 0xBB67AE85;
   }
-  const uint32_t lane = x[c % 8 / 2] >> (c % 2 * 16) & 0xffff;
-  return lane < threshold ? 0 : 65536. / (65536 - threshold);
+  return x[c % 8 / 2] >> (c % 2 * 16) & 0xffff;
+}
+static double drop(const host_batch &b, uint32_t threshold, uint32_t stream, int t, int c) {
+  return lane_of(b, stream, t, c) < threshold ? 0 : 65536. / (65536 - threshold);
 }
 
 /* A LoRA with factors whose values bf16 holds. Parts without a module have rank 0. */

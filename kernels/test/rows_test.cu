@@ -21,14 +21,20 @@ static std::string text(const char *op, int T, int C) { return std::string(op) +
 static const int lengths[] = {1, 7, 8, 9, 16, 17, 33, 300};
 static const adapters patterns[] = {{{8, 8, 8}, .05}, {{4, 0, 13}, .5}, {{}, 0}, {{64, 64, 64}, .05}, {{0, 16, 0}, 0}, {{8, 8, 0}, 0}, {{1, 33, 7}, .1}, {{40, 8, 8}, .05}};
 
-static void embed(int T, int C) {
-  trial t(text("embed", T, C));
-  host_batch b(t, T, 1, 1, 100);
+static void embed(int T, int C, int S, float alpha) {
+  trial t(text("embed", T, C) + " alpha " + std::to_string(alpha).substr(0, 4));
+  host_batch b(t, T, S, 1, 100, alpha);
   const tensor &x = t.out(BF16, (size_t)T * C), &table = t.in(BF16, normals(100 * C, 1, 1));
   if (!t.run([&] { return qk_embed(x, table, &b.device, C, 0); })) return;
   values want;
   for (double id : b.ids) want.insert(want.end(), table.v.begin() + (size_t)id * C, table.v.begin() + ((size_t)id + 1) * C);
-  t.exact("x", x, want);
+  if (!alpha) return t.exact("x", x, want);
+  for (int i = 0, s = 0; i < T; i++) {
+    while (i >= b.seg[s + 1]) s++;
+    const double unit = alpha / (65536 * sqrt((b.seg[s + 1] - b.seg[s]) * (double)C));
+    for (int c = 0; c < C; c++) want[(size_t)i * C + c] += (2. * lane_of(b, 0x4e454654, i, c) - 65535) * unit;
+  }
+  t.close("x", x, want);
 }
 
 static void norm(int T, int C, const adapters &a, int w_type) {
@@ -224,7 +230,8 @@ static void speed(const char *path) {
 int main(int argc, char **argv) {
   const int widths[] = {8, 40, 104, 512, 1000, 3584, 5120};
   int n = 0;
-  for (int T : {1, 5, 300}) embed(T, 8 * T);
+  for (int T : {1, 5, 300})
+    for (int S : {1, (T + 2) / 3}) embed(T, 8 * T, S, 0), embed(T, 8 * T, S, 5);
   for (int T : lengths)
     for (int k = 0; k < 3; k++, n++) {
       const int C = T == 300 ? 520 : widths[n % 7];

@@ -41,7 +41,7 @@ func (b *Backend[T]) HeadLoss(dxn, nll, hit, xn ops.Tensor, head ops.Weight, bat
 	}
 	defer b.finish()
 	V, C, xs := w.spec.Rows(), w.spec.Cols, b.in(xn)
-	losses, hits, targets := b.out(nll), b.out(hit), batch.Host.Targets
+	losses, hits, targets, smoothing := b.out(nll), b.out(hit), batch.Host.Targets, T(batch.Host.Smoothing)
 	var dx []T
 	if !dxn.Nil() {
 		dx = b.out(dxn)
@@ -53,14 +53,24 @@ func (b *Backend[T]) HeadLoss(dxn, nll, hit, xn ops.Tensor, head ops.Weight, bat
 			row, target := logits[i*V:(i+1)*V], int(targets[lo+i])
 			top := largest(row)
 			hits[lo+i] = hitOf(row, top, target)
-			own := row[target] - top
-			sum := expSum(row, top)
-			losses[lo+i] = T(math.Log(float64(sum))) - own
-			if dx != nil {
-				scale := T(batch.Host.LossScale)
-				scaleRow(row, scale/sum)
-				row[target] -= scale
+			own, mean := row[target]-top, T(0)
+			if smoothing > 0 {
+				mean = T(meanLogit(row) - float64(top))
 			}
+			sum := expSum(row, top)
+			losses[lo+i] = T(math.Log(float64(sum))) - (1-smoothing)*own - smoothing*mean
+			if dx == nil {
+				return
+			}
+			scale := T(batch.Host.LossScale)
+			scaleRow(row, scale/sum)
+			if smoothing > 0 {
+				each := scale * smoothing / T(V)
+				for j := range row {
+					row[j] -= each
+				}
+			}
+			row[target] -= scale * (1 - smoothing)
 		})
 		if dx == nil {
 			return
@@ -70,6 +80,15 @@ func (b *Backend[T]) HeadLoss(dxn, nll, hit, xn ops.Tensor, head ops.Weight, bat
 			copy(dx[int(row)*C:], x[i*C:(i+1)*C])
 		}
 	})
+}
+
+// meanLogit is the mean of a row, whose sum is made in float64: that of the logits of a vocabulary cancels.
+func meanLogit[T Float](row []T) float64 {
+	sum := 0.0
+	for _, v := range row {
+		sum += float64(v)
+	}
+	return sum / float64(len(row))
 }
 
 // hitOf is 1 where target is the lowest id of the largest logit, top.

@@ -40,7 +40,7 @@ func (c chatCase) conversation(t *testing.T) Conversation {
 
 func chatCases(t *testing.T) []chatCase {
 	t.Helper()
-	text, err := gunzip(golden.Path(t, "tokenizer", "chat.jsonl.gz"))
+	text, err := golden.Gunzip(golden.Path(t, "tokenizer", "chat.jsonl.gz"))
 	if err != nil {
 		t.Fatal(err)
 	}

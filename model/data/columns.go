@@ -1,9 +1,11 @@
 package data
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"qlora/internal/strictjson"
@@ -22,21 +24,28 @@ var (
 // mediaColumns hold what a language model cannot read.
 var mediaColumns = []string{"images", "image", "videos", "video", "audios", "audio"}
 
+// maxColumns bounds the columns of a row, and the keys of a message.
+const maxColumns = 4096
+
 // columns are the values of a row that are not null, by name in lower case.
 type columns map[string]json.RawMessage
 
 // ParseColumns reads the new names of columns, as Options takes them: a JSON object such as
 // {"a": "query", "b": "response"}.
 func ParseColumns(text string) (map[string]string, error) {
-	members, err := strictjson.Members([]byte(text), 1<<20)
+	o, err := strictjson.Parse([]byte(text), 1<<20)
+	if err != nil {
+		return nil, err
+	}
+	members, err := o.Members(maxColumns)
 	if err != nil {
 		return nil, err
 	}
 	rename, taken := map[string]string{}, map[string]string{}
 	for _, m := range members {
 		var to string
-		if err := decode(m.Value, &to); err != nil || to == "" {
-			return nil, fmt.Errorf("%q: no name, %s", m.Key, m.Value)
+		if err := decode(m.Raw, &to); err != nil || to == "" {
+			return nil, fmt.Errorf("%q: no name, %s", m.Key, m.Raw)
 		}
 		from, name := strings.ToLower(m.Key), strings.ToLower(to)
 		if other, twice := taken[name]; twice {
@@ -61,8 +70,8 @@ func newColumns(members []strictjson.Member, rename map[string]string) (columns,
 		if _, twice := cols[name]; twice {
 			return nil, fmt.Errorf("two columns are named %q", name)
 		}
-		if string(m.Value) != "null" {
-			cols[name] = m.Value
+		if string(m.Raw) != "null" {
+			cols[name] = m.Raw
 		}
 	}
 	return cols, nil
@@ -245,18 +254,34 @@ func (c columns) tokens(ex *Example) error {
 }
 
 func ids(raw json.RawMessage) ([]int32, error) {
-	var list []*int32 // a pointer, for encoding/json reads null as 0
-	if err := decode(raw, &list); err != nil {
-		return nil, err
+	var list idList
+	err := decode(raw, &list)
+	return list, err
+}
+
+// idList is a list of whole numbers. encoding/json would read null as 0.
+type idList []int32
+
+func (l *idList) UnmarshalJSON(raw []byte) error {
+	inner, ok := bytes.CutPrefix(raw, []byte("["))
+	if !ok {
+		return fmt.Errorf("%.20s is no list of token ids", raw)
 	}
-	out := make([]int32, len(list))
-	for i, id := range list {
-		if id == nil {
-			return nil, fmt.Errorf("null at position %d", i)
+	inner = bytes.TrimSpace(inner[:len(inner)-1])
+	if len(inner) == 0 {
+		*l = idList{}
+		return nil
+	}
+	*l = make(idList, 0, bytes.Count(inner, []byte(","))+1)
+	for text := range bytes.SplitSeq(inner, []byte(",")) {
+		text = bytes.TrimSpace(text)
+		id, err := strconv.ParseInt(string(text), 10, 32)
+		if err != nil {
+			return fmt.Errorf("%.20s at position %d is no token", text, len(*l))
 		}
-		out[i] = *id
+		*l = append(*l, int32(id))
 	}
-	return out, nil
+	return nil
 }
 
 // decode reads a value of a row. Where v is no string a string is read as the JSON, or the

@@ -98,9 +98,9 @@ func TestRowErrors(t *testing.T) {
 		`{"input_ids":[1,null],"labels":[1,2]}`:                                                   "input_ids: null at position 1",
 		`{"input_ids":[-1],"labels":[1]}`:                                                         "input_ids: -1 at position 0 is no token",
 		`{"input_ids":[1],"labels":[-1]}`:                                                         "labels: -1 at position 0 is neither",
-		`{"input_ids":[1.5],"labels":[1]}`:                                                        "input_ids: a JSON number 1.5",
-		`{"input_ids":[4294967296],"labels":[1]}`:                                                 "input_ids: a JSON number 4294967296",
-		`{"input_ids":[[1]],"labels":[[1]]}`:                                                      "input_ids: a JSON array",
+		`{"input_ids":[1.5],"labels":[1]}`:                                                        "input_ids: 1.5 at position 0 is no token",
+		`{"input_ids":[4294967296],"labels":[1]}`:                                                 "input_ids: 4294967296 at position 0 is no token",
+		`{"input_ids":[[1]],"labels":[[1]]}`:                                                      "input_ids: [1] at position 0 is no token",
 	} {
 		_, err := parse(t, row)
 		var fault *RowError

@@ -12,7 +12,7 @@ import (
 type dataset struct {
 	spec    Spec
 	text    string // as the user wrote it
-	files   []string
+	files   []source
 	leftOut []string // files of its folder that are not read
 	tables  []table
 	ends    []int // row after the last of each file
@@ -32,8 +32,8 @@ func openDataset(text string) (*dataset, error) {
 		return nil, err
 	}
 	n := 0
-	for _, file := range d.files {
-		t, err := openTable(file)
+	for _, s := range d.files {
+		t, err := openTable(s.file)
 		if err != nil {
 			d.Close()
 			return nil, err
@@ -79,7 +79,7 @@ func (d *dataset) example(i int, opt Options) (Example, error) {
 	if f > 0 {
 		i -= d.ends[f-1]
 	}
-	ex := Example{File: d.files[f]}
+	ex := Example{File: d.files[f].file}
 	rec, err := d.tables[f].read(i)
 	if err != nil {
 		var fault *FileError
@@ -91,6 +91,7 @@ func (d *dataset) example(i int, opt Options) (Example, error) {
 	ex.Row = rec.row
 	err = rec.example(&ex, opt.Columns)
 	ex.Marked = opt.Names.fill(&ex.Conversation, ex.Tag)
+	d.files[f].add.apply(&ex.Conversation)
 	return ex, err
 }
 
@@ -128,6 +129,15 @@ func Rows(dataset string, opt Options) iter.Seq2[Example, error] {
 
 // Chosen streams the rows that Load would take of datasets, as Rows does.
 func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
+	return chosen(datasets, opt, func(train, _ []int) []int { return train })
+}
+
+// SetAside streams the rows that LoadSplit would set aside of datasets, as Rows does.
+func SetAside(datasets []string, opt Options) iter.Seq2[Example, error] {
+	return chosen(datasets, opt, func(_, held []int) []int { return held })
+}
+
+func chosen(datasets []string, opt Options, which func(train, held []int) []int) iter.Seq2[Example, error] {
 	return func(yield func(Example, error) bool) {
 		all, err := openDatasets(datasets)
 		if err != nil {
@@ -137,7 +147,7 @@ func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
 		defer closeDatasets(all)
 		for number, d := range all {
 			faults := func(ex Example, err error) bool { return yield(ex, err) }
-			train, _, err := d.choose(number, opt, faults)
+			train, held, err := d.choose(number, opt, faults)
 			if errors.Is(err, errStopped) {
 				return
 			}
@@ -145,7 +155,7 @@ func Chosen(datasets []string, opt Options) iter.Seq2[Example, error] {
 				yield(Example{}, err)
 				return
 			}
-			for _, i := range train {
+			for _, i := range which(train, held) {
 				ex, err := d.example(i, opt)
 				if !yield(ex, err) || err != nil && !isRowError(err) {
 					return

@@ -2,21 +2,20 @@ package data
 
 import (
 	"bufio"
-	"compress/gzip"
 	"encoding/json"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 
+	"qlora/internal/golden"
 	"qlora/model/tokenizer"
 )
 
 var qwenOnce = sync.OnceValues(func() (*tokenizer.Tokenizer, error) {
 	const dir = "../../testdata/tokenizer/qwen2.5"
-	model, err := gunzip(filepath.Join(dir, "tokenizer.json.gz"))
+	model, err := golden.Gunzip(filepath.Join(dir, "tokenizer.json.gz"))
 	if err != nil {
 		return nil, err
 	}
@@ -30,19 +29,6 @@ func qwen(t testing.TB) *tokenizer.Tokenizer {
 		t.Fatal(err)
 	}
 	return tok
-}
-
-func gunzip(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(z)
 }
 
 // jsonLines decodes a file of one JSON value a line, which must hold at least least.

@@ -12,6 +12,10 @@ import (
 	"strings"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+
+	"qlora/internal/yamlguard"
 )
 
 // extensions are the types of files that are read.
@@ -29,7 +33,9 @@ var notData = []string{"config.json", "dataset_info.json", "dataset_infos.json",
 // `configs` say what belongs to a subset. Without them, files named for a split (train, test,
 // validation and their synonyms) are told apart by it, and all are taken where none is so named.
 // Of several types of files the commonest is read.
-func folderFiles(dir string, subsets []string) (files, leftOut []string, err error) {
+//
+// add are what the subsets add to their rows.
+func folderFiles(dir string, subsets []string, add []wording) (files []source, leftOut []string, err error) {
 	all, err := dataFiles(dir)
 	if err != nil {
 		return nil, nil, err
@@ -42,27 +48,30 @@ func folderFiles(dir string, subsets []string) (files, leftOut []string, err err
 		return nil, nil, err
 	}
 	var taken []string
+	var words []wording // of each taken
 	if len(subsets) == 0 {
 		if taken, err = configs.choose(all); err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", dir, err)
 		}
+		words = make([]wording, len(taken))
 	}
-	for _, subset := range subsets {
+	for i, subset := range subsets {
 		part, err := configs.subset(subset, all)
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", dir, err)
 		}
-		taken = append(taken, part...)
+		taken, words = append(taken, part...), append(words, slices.Repeat(add[i:i+1], len(part))...)
 	}
 	kind := commonest(taken)
-	for _, file := range taken {
+	full := func(file string) string { return filepath.Join(dir, filepath.FromSlash(file)) }
+	for i, file := range taken {
 		if extension(file) == kind {
-			files = append(files, filepath.Join(dir, filepath.FromSlash(file)))
+			files = append(files, source{full(file), words[i]})
 		}
 	}
 	for _, file := range all {
-		if full := filepath.Join(dir, filepath.FromSlash(file)); !slices.Contains(files, full) {
-			leftOut = append(leftOut, full)
+		if !slices.ContainsFunc(files, func(s source) bool { return s.file == full(file) }) {
+			leftOut = append(leftOut, full(file))
 		}
 	}
 	return files, leftOut, nil
@@ -193,8 +202,12 @@ func (p *dataPaths) UnmarshalYAML(decode func(any) error) error {
 	return nil
 }
 
-// maxReadme bounds the README that is read.
-const maxReadme = 8 << 20
+// maxReadme bounds the README that is read, and maxFront its front matter, which in the parser takes up to 700 times as
+// much.
+const (
+	maxReadme = 8 << 20
+	maxFront  = 1 << 20
+)
 
 func readConfigs(dir string) (configs, error) {
 	name := filepath.Join(dir, "README.md")
@@ -216,13 +229,51 @@ func readConfigs(dir string) (configs, error) {
 	if !ok || !closed {
 		return nil, nil
 	}
+	found, err := parseFront([]byte("\n" + front)) // lines are those of the file
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return found, nil
+}
+
+// parseFront reads the front matter of a README.
+func parseFront(text []byte) (configs, error) {
+	if len(text) > maxFront {
+		return nil, fmt.Errorf("its front matter is larger than %d bytes", maxFront)
+	}
+	if err := yamlguard.Check(text); err != nil {
+		return nil, err
+	}
+	file, err := parser.ParseBytes(text, 0)
+	if err != nil {
+		return nil, err
+	}
 	var card struct {
 		Configs configs `yaml:"configs"`
 	}
-	if err := yaml.Unmarshal([]byte(front), &card); err != nil {
-		return nil, fmt.Errorf("%s: configs: %w", name, err)
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		var found aliases
+		if ast.Walk(&found, doc.Body); found.n > 0 { // a few lines of them stand for more than memory holds
+			return nil, errors.New("aliases are not read: write them out")
+		}
+		if err := yaml.NodeToValue(doc.Body, &card); err != nil {
+			return nil, fmt.Errorf("configs: %w", err)
+		}
 	}
 	return card.Configs, nil
+}
+
+// aliases counts them.
+type aliases struct{ n int }
+
+func (a *aliases) Visit(node ast.Node) ast.Visitor {
+	if node.Type() == ast.AliasType {
+		a.n++
+	}
+	return a
 }
 
 // choose returns the files of the default subset.

@@ -1,6 +1,7 @@
 package data
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"qlora/internal/allocs"
 )
 
 const formats = "../../testdata/data/formats"
@@ -37,8 +40,8 @@ func rowValues(t *testing.T, tab table, i int) map[string]any {
 	values := map[string]any{}
 	for _, m := range rec.members {
 		var v any
-		if err := json.Unmarshal(m.Value, &v); err != nil {
-			t.Fatalf("%s: %s: %v", m.Key, m.Value, err)
+		if err := json.Unmarshal(m.Raw, &v); err != nil {
+			t.Fatalf("%s: %s: %v", m.Key, m.Raw, err)
 		}
 		values[m.Key] = v
 	}
@@ -222,12 +225,60 @@ func TestLiterals(t *testing.T) {
 	}
 }
 
+// FuzzParquet reads any parquet file: rows, or errors that name it. The library that reads it allocates what pages
+// declare, so that no bound is asserted.
+func FuzzParquet(f *testing.F) {
+	for _, name := range []string{"brotli.parquet", "snappy.parquet"} {
+		text, err := os.ReadFile(filepath.Join(formats, name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		tab, err := newTable("f.parquet", nopCloser{bytes.NewReader(text)}, int64(len(text)))
+		if err == nil {
+			for i := 0; i < min(tab.Len(), 200) && err == nil; i += 40 {
+				_, err = tab.read(i)
+			}
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "f.parquet") {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzFront reads any front matter of a README: subsets by name, or an error.
+func FuzzFront(f *testing.F) {
+	for _, text := range []string{"configs:\n- config_name: en\n  data_files: en.json", "configs:\n- config_name: zh\n  default: true\n  data_files:\n  - split: train\n    path:\n    - zh.json\n    - more/*.json",
+		"a: &a [x, x]\nconfigs: [*a, *a]", "configs: 3", "license: mit\n---", "configs:\n- data_dir: d\n  data_files: ['**/zh*']"} {
+		f.Add([]byte(text))
+	}
+	all := []string{"en.json", "zh.json", "d/train.json", "more/a.json"}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var found configs
+		var err error
+		allocs.Within(t, 1000*len(text)+1<<20, func() { found, err = parseFront(text) })
+		if err != nil {
+			return
+		}
+		for _, c := range found {
+			files, err := c.match(all)
+			if (err == nil) != (len(files) > 0) {
+				t.Errorf("%+v: %v, %v", c, files, err)
+			}
+		}
+	})
+}
+
 func FuzzLiteral(f *testing.F) {
 	for _, seed := range []string{"[['a', None]]", `{"a": (1, -2.5e3), 'b': r'\x'}`, `'\x41\u00e9\N{X}'`, "('a' \"b\",)", "[1_0, 0x1, True]", `'''a'''`} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := literalJSON(text)
+		var got json.RawMessage
+		var err error
+		allocs.Within(t, 32*len(text)+1<<20, func() { got, err = literalJSON(text) })
 		if err == nil && !json.Valid(got) {
 			t.Fatalf("%q became %q", text, got)
 		}

@@ -109,11 +109,12 @@ func (l *Lazy) fingerprint() (string, error) {
 		Chinese, Other   string
 		Seed             uint64
 		Files            []string
+		Added            []wording
 	}{l.chat.Template, opt.MaxLength, opt.Vocab, opt.Truncation, opt.Strict, opt.Columns,
-		opt.Names.sample(true), opt.Names.sample(false), l.seed, nil}
+		opt.Names.sample(true), opt.Names.sample(false), l.seed, nil, nil}
 	for _, d := range l.sets {
-		for _, t := range d.tables {
-			how.Files = append(how.Files, t.digest())
+		for i, t := range d.tables {
+			how.Files, how.Added = append(how.Files, t.digest()), append(how.Added, d.files[i].add)
 		}
 	}
 	hash := sha256.New()

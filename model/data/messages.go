@@ -31,7 +31,7 @@ func readMessages(raw json.RawMessage, conv *Conversation) error {
 		return errors.New("messages is empty")
 	}
 	for i, raw := range list {
-		members, err := strictjson.Members(raw, maxRowBytes)
+		members, err := object(raw)
 		if err != nil {
 			return fmt.Errorf("message %d is not an object", i+1)
 		}
@@ -46,6 +46,15 @@ func readMessages(raw json.RawMessage, conv *Conversation) error {
 		conv.Messages = conv.Messages[1:]
 	}
 	return nil
+}
+
+// object returns the members of what must be one.
+func object(raw []byte) ([]strictjson.Member, error) {
+	o, err := strictjson.Parse(raw, maxRowBytes)
+	if err != nil {
+		return nil, err
+	}
+	return o.Members(maxColumns)
 }
 
 // readMessage reads {role, content}, or ShareGPT's pair {human, assistant}.
@@ -164,7 +173,7 @@ func tools(raw json.RawMessage) ([]json.RawMessage, error) {
 		if err := decode(list[i], &list[i]); err != nil {
 			return nil, fmt.Errorf("tools: element %d: %w", i+1, err)
 		}
-		members, err := strictjson.Members(list[i], maxRowBytes)
+		members, err := object(list[i])
 		if err != nil {
 			return nil, fmt.Errorf("tools: element %d is not an object", i+1)
 		}

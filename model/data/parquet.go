@@ -180,7 +180,7 @@ func parquetMembers(schema *parquet.Schema, row parquet.Row) ([]strictjson.Membe
 		if err != nil {
 			return nil, fmt.Errorf("column %q: %w", field.Name(), err)
 		}
-		members = append(members, strictjson.Member{Key: field.Name(), Value: value})
+		members = append(members, strictjson.Member{Key: field.Name(), Value: strictjson.Value{Raw: value}})
 		leaves = leaves[n:]
 	}
 	return members, nil

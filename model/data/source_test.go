@@ -10,7 +10,10 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -417,5 +420,48 @@ func BenchmarkOpenLazy(b *testing.B) {
 			b.Fatal(err)
 		}
 		lazy.Close()
+	}
+}
+
+// together is a Source whose first units wait for each other.
+type together struct {
+	Samples
+	all    sync.WaitGroup
+	number atomic.Int32
+}
+
+func (s *together) Unit(i int) (Unit, error) {
+	if s.number.Add(-1) >= 0 {
+		s.all.Done()
+		s.all.Wait()
+	}
+	return s.Samples.Unit(i)
+}
+
+// Workers read steps at the same time, and ahead of who asks for them: each of the first three waits for the others.
+func TestLoaderReadsAhead(t *testing.T) {
+	s := &together{Samples: make(Samples, 12)}
+	for i := range s.Samples {
+		s.Samples[i] = Sample{IDs: []int32{1}, Labels: []int32{1}}
+	}
+	s.number.Store(3)
+	s.all.Add(3)
+	l, err := NewLoader(s, Order{N: 12}, Cursor{}, 1, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	done := make(chan error, 1)
+	go func() {
+		_, err := l.Next()
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("three workers do not read three steps at a time")
 	}
 }

@@ -18,10 +18,6 @@ type Spec struct {
 	Count   int      // rows to take; 0: each once
 }
 
-// SelfCognition names the dataset that is part of the program: eight questions about who
-// the model is, and the answers of a model that has been told.
-const SelfCognition = "builtin:self-cognition"
-
 // ParseSpec reads a dataset's name. What exists as a path is a path, whatever signs it holds:
 // the whole first, then what stands before the last #, then before the first colon.
 func ParseSpec(text string) (Spec, error) {
@@ -40,7 +36,11 @@ func ParseSpec(text string) (Spec, error) {
 		}
 		spec.Count, rest = count, rest[:at]
 	}
-	if name, subsets, ok := strings.Cut(rest, ":"); ok && !isPath(rest) {
+	name, subsets, ok := strings.Cut(rest, ":")
+	if inner, builtin := strings.CutPrefix(rest, SelfCognition+":"); builtin {
+		name, subsets = SelfCognition, inner
+	}
+	if ok && !isPath(rest) {
 		rest = name
 		for s := range strings.SplitSeq(subsets, "/") {
 			spec.Subsets = append(spec.Subsets, strings.TrimSpace(s))
@@ -59,11 +59,27 @@ func isPath(name string) bool {
 	return name == SelfCognition || err == nil
 }
 
+// A source is a file of a dataset, and what the subset it belongs to adds to its rows.
+type source struct {
+	file string
+	add  wording
+}
+
 // files returns the files of a dataset, in the order they are read, and those of its folder
 // that are no part of it.
-func (s Spec) files() (files, leftOut []string, err error) {
+func (s Spec) files() (files []source, leftOut []string, err error) {
+	subsets, add := s.wordings()
 	if s.Name == SelfCognition {
-		return []string{SelfCognition}, nil, nil
+		if len(add) == 0 {
+			return []source{{file: SelfCognition}}, nil, nil
+		}
+		for i, subset := range subsets {
+			if subset != "default" {
+				return nil, nil, fmt.Errorf("no subset %q, only default, qwen3, empty_think", subset)
+			}
+			files = append(files, source{SelfCognition, add[i]})
+		}
+		return files, nil, nil
 	}
 	if strings.HasPrefix(s.Name, "builtin") {
 		return nil, nil, fmt.Errorf("no such dataset: there is only %s", SelfCognition)
@@ -80,9 +96,9 @@ func (s Spec) files() (files, leftOut []string, err error) {
 	case info.Mode().IsRegular() && len(s.Subsets) > 0:
 		return nil, nil, fmt.Errorf("%s is a file, which has no subsets", s.Name)
 	case info.Mode().IsRegular():
-		return []string{s.Name}, nil, nil
+		return []source{{file: s.Name}}, nil, nil
 	case !info.IsDir():
 		return nil, nil, errors.New("neither a file nor a folder")
 	}
-	return folderFiles(folder, s.Subsets)
+	return folderFiles(folder, subsets, add)
 }

@@ -18,21 +18,22 @@ func TestParseSpec(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]Spec{
-		"a.jsonl":                   {Name: "a.jsonl"},
-		"a.jsonl#500":               {Name: "a.jsonl", Count: 500},
-		"a#5.jsonl":                 {Name: "a#5.jsonl"}, // what exists is a path
-		"a#5.jsonl#2":               {Name: "a#5.jsonl", Count: 2},
-		"b#7":                       {Name: "b#7"},
-		"x:y.csv":                   {Name: "x:y.csv"},
-		"x:y.csv#3":                 {Name: "x:y.csv", Count: 3},
-		"hf::z.csv":                 {Name: "hf::z.csv"},
-		"AI-ModelScope/alpaca#500":  {Name: "AI-ModelScope/alpaca", Count: 500},
-		"swift/x:a/ b#9":            {Name: "swift/x", Subsets: []string{"a", "b"}, Count: 9},
-		"HF::org/name":              {Hub: "hf", Name: "org/name"},
-		"ms::org/name:default#1":    {Hub: "ms", Name: "org/name", Subsets: []string{"default"}, Count: 1},
-		"builtin:self-cognition":    {Name: SelfCognition},
-		"builtin:self-cognition#20": {Name: SelfCognition, Count: 20},
-		"missing.jsonl":             {Name: "missing.jsonl"},
+		"a.jsonl":                                {Name: "a.jsonl"},
+		"a.jsonl#500":                            {Name: "a.jsonl", Count: 500},
+		"a#5.jsonl":                              {Name: "a#5.jsonl"}, // what exists is a path
+		"a#5.jsonl#2":                            {Name: "a#5.jsonl", Count: 2},
+		"b#7":                                    {Name: "b#7"},
+		"x:y.csv":                                {Name: "x:y.csv"},
+		"x:y.csv#3":                              {Name: "x:y.csv", Count: 3},
+		"hf::z.csv":                              {Name: "hf::z.csv"},
+		"AI-ModelScope/alpaca#500":               {Name: "AI-ModelScope/alpaca", Count: 500},
+		"swift/x:a/ b#9":                         {Name: "swift/x", Subsets: []string{"a", "b"}, Count: 9},
+		"HF::org/name":                           {Hub: "hf", Name: "org/name"},
+		"ms::org/name:default#1":                 {Hub: "ms", Name: "org/name", Subsets: []string{"default"}, Count: 1},
+		"builtin:self-cognition":                 {Name: SelfCognition},
+		"builtin:self-cognition#20":              {Name: SelfCognition, Count: 20},
+		"builtin:self-cognition:qwen3/default#9": {Name: SelfCognition, Subsets: []string{"qwen3", "default"}, Count: 9},
+		"missing.jsonl":                          {Name: "missing.jsonl"},
 	} {
 		got, err := ParseSpec(text)
 		if err != nil {
@@ -97,6 +98,9 @@ func TestFolderFiles(t *testing.T) {
 		{"configs, missing", []string{"en.json"}, card("configs:\n- config_name: en\n  data_files: en.json"), []string{"de"}, nil, `no subset "de", only en`},
 		{"configs, data_dir", []string{"d/train.json", "d/test.json", "e.json"}, card("configs:\n- config_name: default\n  data_dir: d"), nil, []string{"d/train.json"}, ""},
 		{"bad configs", []string{"en.json"}, card("configs: 3"), nil, nil, "README.md: configs"},
+		{"aliases", []string{"en.json"}, card("a: &a [x]\nconfigs: [*a, *a]"), nil, nil, "README.md: aliases are not read"},
+		{"deep front matter", []string{"en.json"}, card("license: mit\na: " + strings.Repeat("[", 201)), nil, nil, "README.md: line 4: nested deeper"},
+		{"long front matter", []string{"en.json"}, card("#" + strings.Repeat(" ", 1<<20)), nil, nil, "README.md: its front matter is larger"},
 		{"readme without front matter", []string{"en.json"}, "# A dataset", nil, []string{"en.json"}, ""},
 	} {
 		files := map[string]string{}
@@ -107,7 +111,7 @@ func TestFolderFiles(t *testing.T) {
 			files["README.md"] = c.readme
 		}
 		dir := tree(t, files)
-		got, leftOut, err := folderFiles(dir, c.subsets)
+		sources, leftOut, err := folderFiles(dir, c.subsets, make([]wording, len(c.subsets)))
 		if c.err != "" {
 			if err == nil || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s: %v, want %q", c.name, err, c.err)
@@ -117,8 +121,10 @@ func TestFolderFiles(t *testing.T) {
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 		}
-		for i, file := range got {
-			got[i], _ = filepath.Rel(dir, file)
+		var got []string
+		for _, s := range sources {
+			rel, _ := filepath.Rel(dir, s.file)
+			got = append(got, rel)
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)

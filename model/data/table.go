@@ -85,7 +85,7 @@ func newTable(file string, in readCloserAt, size int64) (table, error) {
 type textTable struct {
 	file  string
 	in    readCloserAt
-	rows  []place
+	rows  places
 	parse func(text []byte) ([]strictjson.Member, error)
 	sum   string
 }
@@ -96,13 +96,32 @@ type place struct {
 	n, row int32
 }
 
+// places are those of a file, in blocks: a slice that grows takes twice the memory, and more while it does.
+type places struct {
+	blocks [][]place
+	n      int
+}
+
+const placeBlock = 1024
+
+func (p *places) add(one place) {
+	if p.n%placeBlock == 0 {
+		p.blocks = append(p.blocks, make([]place, 0, placeBlock))
+	}
+	last := &p.blocks[len(p.blocks)-1]
+	*last = append(*last, one)
+	p.n++
+}
+
+func (p *places) at(i int) place { return p.blocks[i/placeBlock][i%placeBlock] }
+
 // maxRows bounds what a file's rows are counted in.
 const maxRows = 1<<31 - 1
 
 // newText goes through a file once, a row of at most limit bytes at a time.
 func newText(file string, in readCloserAt, size int64, limit int) (*textTable, error) {
 	sum := sha256.New()
-	source := bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(in, 0, size), sum), 1<<20)
+	source := bufio.NewReaderSize(io.TeeReader(io.NewSectionReader(in, 0, size), sum), int(min(max(size, lookAhead), 1<<20)))
 	t := &textTable{file: file, in: in}
 	at, first, err := startOfText(source)
 	if err != nil {
@@ -123,7 +142,7 @@ func newText(file string, in readCloserAt, size int64, limit int) (*textTable, e
 			row, err = t.indexLines(source, at, limit)
 		}
 	}
-	if err == nil && len(t.rows) == 0 {
+	if err == nil && t.rows.n == 0 {
 		row, err = 0, errNoRows
 	}
 	if err != nil {
@@ -136,12 +155,12 @@ func newText(file string, in readCloserAt, size int64, limit int) (*textTable, e
 	return t, nil
 }
 
-func (t *textTable) Len() int       { return len(t.rows) }
+func (t *textTable) Len() int       { return t.rows.n }
 func (t *textTable) digest() string { return t.sum }
 func (t *textTable) Close() error   { return t.in.Close() }
 
 func (t *textTable) read(i int) (record, error) {
-	at := t.rows[i]
+	at := t.rows.at(i)
 	text := make([]byte, at.n)
 	if n, err := t.in.ReadAt(text, at.at); n < len(text) {
 		if err == io.EOF {
@@ -161,6 +180,6 @@ func (t *textTable) add(at int64, n, row int) error {
 	if row > maxRows {
 		return fmt.Errorf("more than %d rows", maxRows)
 	}
-	t.rows = append(t.rows, place{at, int32(n), int32(row)})
+	t.rows.add(place{at, int32(n), int32(row)})
 	return nil
 }

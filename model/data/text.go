@@ -17,7 +17,7 @@ import (
 
 // maxRowBytes is the largest row that is read. A conversation that fills a context of 131072
 // tokens is under 1 MB; without a limit a file without line ends would be read whole.
-const maxRowBytes = 64 << 20
+const maxRowBytes = 16 << 20
 
 // A FileError is a fault after which the rest of a dataset cannot be trusted: broken JSON,
 // broken text, a failed read.
@@ -41,6 +41,9 @@ var (
 	errNoRows     = errors.New("the file holds no rows")
 )
 
+// lookAhead is how much white space a file may start with.
+const lookAhead = 1 << 16
+
 // startOfText steps over a UTF-8 byte order mark, and returns where it ends and the first byte
 // of the text that is not white space. An empty file is an error.
 func startOfText(in *bufio.Reader) (at int64, first byte, err error) {
@@ -58,8 +61,7 @@ func startOfText(in *bufio.Reader) (at int64, first byte, err error) {
 	}
 	// The format shows in the first byte that is not white space; look ahead for it without
 	// consuming the lines before it, which count.
-	const most = 1 << 16
-	for n := 1; n <= most; n++ {
+	for n := 1; n <= lookAhead; n++ {
 		head, err := in.Peek(n)
 		if len(head) < n {
 			if err == io.EOF {
@@ -71,7 +73,7 @@ func startOfText(in *bufio.Reader) (at int64, first byte, err error) {
 			return at, head[n-1], nil
 		}
 	}
-	return 0, 0, fmt.Errorf("the file starts with %d bytes of white space", most)
+	return 0, 0, fmt.Errorf("the file starts with %d bytes of white space", lookAhead)
 }
 
 // indexLines notes the lines that are not blank. It returns the row at fault.
@@ -118,9 +120,9 @@ func (t *textTable) indexArray(in *bufio.Reader, at int64, limit int) (row int, 
 	if _, err := dec.Token(); err != nil { // [
 		return fault(1, err)
 	}
+	var raw json.RawMessage // used again
 	for row = 1; dec.More(); row++ {
 		source.left = limit
-		var raw json.RawMessage
 		if err := dec.Decode(&raw); err != nil {
 			return fault(row, err)
 		}
@@ -234,7 +236,7 @@ func parseCSV(names []string, text []byte) ([]strictjson.Member, error) {
 		if err != nil {
 			return nil, fmt.Errorf("column %q: %w", names[i], err)
 		}
-		members[i] = strictjson.Member{Key: names[i], Value: value}
+		members[i] = strictjson.Member{Key: names[i], Value: strictjson.Value{Raw: value}}
 	}
 	return members, nil
 }
@@ -242,7 +244,7 @@ func parseCSV(names []string, text []byte) ([]strictjson.Member, error) {
 // parseLine makes a line of a txt file the column "text", which is a response without a query.
 func parseLine(line []byte) ([]strictjson.Member, error) {
 	value, err := jsonString(string(bytes.TrimRight(line, "\r\n")))
-	return []strictjson.Member{{Key: "text", Value: value}}, err
+	return []strictjson.Member{{Key: "text", Value: strictjson.Value{Raw: value}}}, err
 }
 
 // jsonString writes a text as JSON.
@@ -256,7 +258,7 @@ func jsonString(text string) (json.RawMessage, error) {
 // parseRecord splits a row of JSON into its columns.
 func parseRecord(raw []byte) ([]strictjson.Member, error) {
 	raw = bytes.TrimSpace(raw)
-	members, err := strictjson.Members(raw, maxRowBytes)
+	members, err := object(raw)
 	if err != nil {
 		return nil, err
 	}

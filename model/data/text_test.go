@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"qlora/internal/allocs"
 )
 
 // readAll returns the rows that have columns, and the first error.
@@ -187,9 +189,23 @@ func FuzzRecords(f *testing.F) {
 	})
 }
 
+// What reading a dataset allocates, garbage counted. Its rows are found in one pass, which keeps 16 bytes of each: 8 for
+// each byte of a file of one letter a line; encoding/json makes 50 of garbage for each of an array of digits. Then one row is read
+// at a time. An element of it becomes an object of its own, is decoded, and is written as the template wants it, at the
+// worst the `{}` of a tool: some thousand bytes for three.
+const (
+	indexFactor = 64
+	rowFactor   = 1300
+	rowBase     = 16 << 10
+)
+
 // fuzzTable holds a file to what every file gives: rows in order, or errors that name them.
 func fuzzTable(t *testing.T, c *Chat, file string, text []byte) {
-	tab, err := newText(file, nopCloser{bytes.NewReader(text)}, int64(len(text)), 1<<20)
+	var tab *textTable
+	var err error
+	allocs.Within(t, indexFactor*len(text)+1<<20, func() {
+		tab, err = newText(file, nopCloser{bytes.NewReader(text)}, int64(len(text)), 1<<20)
+	})
 	var fault *FileError
 	if err != nil {
 		if !errors.As(err, &fault) {
@@ -197,10 +213,11 @@ func fuzzTable(t *testing.T, c *Chat, file string, text []byte) {
 		}
 		return
 	}
-	d := &dataset{files: []string{file}, tables: []table{tab}, ends: []int{tab.Len()}}
+	d := &dataset{files: []source{{file: file}}, tables: []table{tab}, ends: []int{tab.Len()}}
 	last := 0
 	for i := range d.Len() {
-		out := encoder{c, Options{}}.encode(d, i)
+		var out outcome
+		allocs.Within(t, rowFactor*int(tab.rows.at(i).n)+rowBase, func() { out = encoder{c, Options{}}.encode(d, i) })
 		if out.err != nil && !errors.As(out.err, &fault) {
 			t.Fatalf("%T: %v", out.err, out.err)
 		}
@@ -211,6 +228,51 @@ func fuzzTable(t *testing.T, c *Chat, file string, text []byte) {
 			t.Fatalf("%+v", out)
 		}
 		last = out.row
+	}
+}
+
+// The densest files and rows stay within the bounds.
+func TestAllocationBound(t *testing.T) {
+	for name, text := range map[string]string{
+		"f.jsonl": strings.Repeat("1\n", 500_000), "f.json": "[" + strings.Repeat("1,", 500_000) + "1]",
+		"f.csv": "a,b\n" + strings.Repeat(",\n", 300_000), "f.txt": strings.Repeat("a\n", 500_000),
+	} {
+		allocs.Within(t, indexFactor*len(text)+1<<20, func() {
+			if _, err := newText(name, nopCloser{strings.NewReader(text)}, int64(len(text)), 1<<20); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	c := &Chat{Template: template(t, "qwen2_5"), enc: byteEncoder{}, control: map[string]int32{imStart: 256, imEnd: 257}}
+	list := func(n int, head, element, tail string) string {
+		return head + strings.Repeat(element+",", n-1) + element + tail
+	}
+	columns := make([]string, maxColumns)
+	for i := range columns {
+		columns[i] = fmt.Sprintf(`"%x":1`, i)
+	}
+	for name, row := range map[string]string{
+		"a short row": `{"text":"a"}`, "no columns": "{}",
+		"messages":  list(50_000, `{"messages":[`, `{"role":"user","content":""}`, "]}"),
+		"history":   list(50_000, `{"history":[`, `["",""]`, `],"query":"","response":""}`),
+		"responses": list(300_000, `{"response":[`, `""`, `],"query":""}`),
+		"parts":     list(50_000, `{"messages":[{"role":"user","content":[`, `{"type":"text","text":""}`, `]}]}`),
+		"calls":     list(30_000, `{"messages":[{"role":"assistant","tool_calls":[`, `{"name":"","arguments":1}`, `]}]}`),
+		"tools":     list(50_000, `{"tools":[`, `{}`, `],"query":"","response":""}`),
+		"a result":  list(300_000, `{"messages":[{"role":"tool","content":[`, `1`, `]}]}`),
+		"ids":       list(500_000, `{"labels":[],"input_ids":[`, `1`, `]}`),
+		"literals":  list(300_000, `{"messages":"[`, `1`, `]"}`),
+		"columns":   "{" + strings.Join(columns, ",") + "}",
+		"too many":  list(300_000, `{"a":1,`, `"a":1`, `}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			tab, err := newText("f.jsonl", nopCloser{strings.NewReader(row)}, int64(len(row)), maxRowBytes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := &dataset{files: []source{{file: "f.jsonl"}}, tables: []table{tab}, ends: []int{1}}
+			allocs.Within(t, rowFactor*len(row)+rowBase, func() { _ = encoder{c, Options{}}.encode(d, 0) })
+		})
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"qlora/internal/golden"
 	"qlora/model/ops"
 	"qlora/model/weights"
+	"qlora/model/weights/weightstest"
 )
 
 func config(t *testing.T, model string) weights.Config {
@@ -301,22 +302,22 @@ func TestLoadRefuses(t *testing.T) {
 		{"weights empty", file(WeightsFile, func(path string) error { return os.WriteFile(path, nil, 0o666) }), "too short for a safetensors file"},
 		{"no weights", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, WeightsFile)) }, WeightsFile},
 		{"no config", func(t *testing.T, dir string) { os.Remove(filepath.Join(dir, ConfigFile)) }, "not a PEFT adapter"},
-		{"B transposed", rewrite(func(e *weights.Entry) {
+		{"B transposed", rewrite(func(e *weightstest.Tensor) {
 			if strings.HasSuffix(e.Name, "down_proj.lora_B.weight") {
 				e.Shape = []int{e.Shape[1], e.Shape[0]}
 			}
 		}), "down_proj.lora_B.weight has shape [8 "},
-		{"A flat", rewrite(func(e *weights.Entry) {
+		{"A flat", rewrite(func(e *weightstest.Tensor) {
 			if strings.HasSuffix(e.Name, "q_proj.lora_A.weight") {
 				e.Shape = []int{e.Shape[0] * e.Shape[1]}
 			}
 		}), "q_proj.lora_A.weight has shape ["},
-		{"A missing", rewrite(func(e *weights.Entry) {
+		{"A missing", rewrite(func(e *weightstest.Tensor) {
 			e.Name = strings.Replace(e.Name, "1.mlp.up_proj.lora_A", "1.mlp.up_proj.lora_C", 1)
 		}),
 			`no tensor "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"`},
-		{"a layer too many", rewrite(func(e *weights.Entry) { e.Name = strings.Replace(e.Name, "layers.1.", "layers.7.", 1) }), `no tensor "base_model.model.model.layers.1.`},
-		{"integers", rewrite(func(e *weights.Entry) { e.DType = "I32" }), "is stored as I32, which does not read as float32"},
+		{"a layer too many", rewrite(func(e *weightstest.Tensor) { e.Name = strings.Replace(e.Name, "layers.1.", "layers.7.", 1) }), `no tensor "base_model.model.model.layers.1.`},
+		{"integers", rewrite(func(e *weightstest.Tensor) { e.DType = "I32" }), "is stored as I32, which does not read as float32"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -335,32 +336,8 @@ func TestLoadRefuses(t *testing.T) {
 }
 
 // rewrite passes every tensor of an adapter through change.
-func rewrite(change func(*weights.Entry)) func(t *testing.T, dir string) {
-	return func(t *testing.T, dir string) {
-		path := filepath.Join(dir, WeightsFile)
-		file, err := weights.OpenSafetensors(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		var entries []weights.Entry
-		for _, name := range file.Names() {
-			x, err := file.Tensor(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			data := make([]byte, 4*x.Rows()*x.RowLen())
-			if err := x.ReadRowsRaw(data, 0, x.Rows()); err != nil {
-				t.Fatal(err)
-			}
-			e := weights.BytesEntry(name, x.DType, x.Shape, data)
-			change(&e)
-			entries = append(entries, e)
-		}
-		if err := weights.WriteSafetensors(path, file.Metadata, entries); err != nil {
-			t.Fatal(err)
-		}
-	}
+func rewrite(change func(*weightstest.Tensor)) func(t *testing.T, dir string) {
+	return func(t *testing.T, dir string) { weightstest.Rewrite(t, filepath.Join(dir, WeightsFile), change) }
 }
 
 func TestTooManyPatterns(t *testing.T) {

@@ -37,15 +37,15 @@ const maxConfigBytes = 1 << 20
 
 // peftConfig is the part of adapter_config.json that has a meaning here.
 type peftConfig struct {
-	PeftType     string             `json:"peft_type"`
-	Base         string             `json:"base_model_name_or_path"`
-	R            int                `json:"r"`
-	Alpha        float64            `json:"lora_alpha"`
-	Dropout      float64            `json:"lora_dropout"`
-	Targets      json.RawMessage    `json:"target_modules"` // list of names, or a regular expression
-	RSLoRA       bool               `json:"use_rslora"`
-	RankPattern  map[string]int     `json:"rank_pattern"`
-	AlphaPattern map[string]float64 `json:"alpha_pattern"`
+	PeftType     string                  `json:"peft_type"`
+	Base         string                  `json:"base_model_name_or_path"`
+	R            int                     `json:"r"`
+	Alpha        float64                 `json:"lora_alpha"`
+	Dropout      float64                 `json:"lora_dropout"`
+	Targets      json.RawMessage         `json:"target_modules"` // list of names, or a regular expression
+	RSLoRA       bool                    `json:"use_rslora"`
+	RankPattern  strictjson.Map[int]     `json:"rank_pattern"`
+	AlphaPattern strictjson.Map[float64] `json:"alpha_pattern"`
 }
 
 // refused are settings of PEFT that change what an adapter computes and that are not run here. Their
@@ -157,31 +157,40 @@ func parseConfig(data []byte) (Config, Base, error) {
 	if err := strictjson.Unmarshal(data, maxConfigBytes, &p); err != nil {
 		return Config{}, Base{}, err
 	}
-	var all map[string]json.RawMessage
-	if err := json.Unmarshal(data, &all); err != nil {
-		return Config{}, Base{}, err
-	}
 	if p.PeftType != "LORA" {
 		return Config{}, Base{}, fmt.Errorf(`peft_type is %q: only "LORA" adapters are read`, p.PeftType)
 	}
-	for _, r := range refused {
-		v, ok := all[r.key]
-		if s := string(v); ok && s != r.harmless && s != "null" && s != "[]" && s != "{}" {
-			return Config{}, Base{}, fmt.Errorf("%s is %.100s: %s", r.key, v, r.why)
-		}
+	if err := checkRefused(data); err != nil {
+		return Config{}, Base{}, err
 	}
 	if len(p.Targets) == 0 || string(p.Targets) == "null" {
 		return Config{}, Base{}, errors.New("target_modules is missing: it lists the modules that the adapter belongs to")
 	}
 	c := Config{R: p.R, Alpha: p.Alpha, Dropout: p.Dropout, RSLoRA: p.RSLoRA, RankPattern: p.RankPattern, AlphaPattern: p.AlphaPattern}
 	if json.Unmarshal(p.Targets, &c.TargetRegex) != nil {
-		if err := json.Unmarshal(p.Targets, &c.Targets); err != nil {
+		if err := (*strictjson.List[string])(&c.Targets).UnmarshalJSON(p.Targets); err != nil {
 			return Config{}, Base{}, fmt.Errorf("target_modules is %.100s: neither a list of names nor a regular expression", p.Targets)
 		}
 	} else if c.TargetRegex == AllLinear {
 		c.TargetRegex, c.Targets = "", []string{AllLinear}
 	}
 	return c, Base{Name: p.Base}, nil
+}
+
+// checkRefused looks for settings that are not run here.
+func checkRefused(data []byte) error {
+	o, err := strictjson.Parse(data, maxConfigBytes)
+	if err != nil {
+		return err
+	}
+	return o.Each(func(key []byte, v strictjson.Value) error {
+		for _, r := range refused {
+			if r.key == string(key) && !slices.Contains([]string{r.harmless, "null", "[]", "{}"}, string(v.Raw)) {
+				return fmt.Errorf("%s is %.100s: %s", r.key, v.Raw, r.why)
+			}
+		}
+		return nil
+	})
 }
 
 // Save writes the adapter as PEFT does: adapter_config.json and adapter_model.safetensors, each whole or

@@ -71,7 +71,7 @@ type Epilogue struct {
 // Layers is the forward of a decoder layer. What an op derives from its own output (u, du, hits of a
 // threshold) it derives from the values as stored, after rounding.
 type Layers interface {
-	// Embed writes x[t] = table[ids[t]].
+	// Embed writes x[t] = table[ids[t]] + noise, the latter where the batch's Noise is not 0: see NoiseUnit.
 	Embed(x Tensor, table Weight, b *Batch)
 
 	// RMSNorm (Zhang and Sennrich, 2019) writes rho[t] = 1/sqrt(mean(x[t]²) + eps) and
@@ -121,10 +121,11 @@ type Training interface {
 	// GradBlock tokens, added in index order, so that every memory mode gives the same bits.
 	LoRAGrad(jobs []GradJob, b *Batch)
 
-	// HeadLoss computes, for the N label rows alone and by chunks, logits = xn·Wᵀ and
-	// nll[i] = -log softmax(logits)[target], hit[i] = 1 where the target has the largest logit (the
-	// lowest id of equals), and dxn (T,C) = LossScale·(softmax - onehot)·W, zero on other
-	// rows. dxn is Nil in evaluation.
+	// HeadLoss computes, for the N label rows alone and by chunks, logits = xn·Wᵀ, p = softmax(logits) and
+	// nll[i] = -Σ q·log p, q being 1 at the target; with label smoothing ε (the batch's Smoothing; Szegedy et
+	// al., 2016) 1-ε there and ε/V more at each of the V ids, the target too. hit[i] = 1 where the target has the
+	// largest logit (the lowest id of equals), and dxn (T,C) = LossScale·(p - q)·W, zero on other rows. dxn is
+	// Nil in evaluation.
 	HeadLoss(dxn, nll, hit, xn Tensor, head Weight, b *Batch)
 
 	// GradNorm writes norm[0] = the L2 norm of grads and norm[1] = how many are not finite.

@@ -14,6 +14,8 @@ type HostBatch struct {
 
 	Seed, Step uint32  // dropout stream, with Sample, Pos, module and column
 	LossScale  float32 // gradient of the step's loss in one label's nll: 1 / label tokens of the whole step
+	Noise      float32 // alpha of NEFTune on Embed's output; 0 for none, as outside training
+	Smoothing  float32 // epsilon of HeadLoss, 0 to 1
 }
 
 // Batch is a HostBatch in a backend's memory, with room for MaxT, MaxS, MaxN. All of it lies
@@ -34,7 +36,7 @@ type Batch struct {
 	Host HostBatch // the batch loaded last, for checks and for backends that live on the host
 }
 
-// BatchHeader words open a Block: T, S, N, Seed, Step, bits of LossScale, and two of padding.
+// BatchHeader words open a Block: T, S, N, Seed, Step, bits of LossScale, Noise and Smoothing.
 const BatchHeader = 8
 
 // BatchWords is the length of a Block with room for t tokens, s segments and n labels.
@@ -72,7 +74,7 @@ func (b *Batch) Load(h HostBatch) ([]int32, error) {
 	}
 	b.T, b.S, b.N, b.Host = t, s, n, h
 	words := make([]int32, 0, BatchWords(t, s, n))
-	words = append(words, int32(t), int32(s), int32(n), int32(h.Seed), int32(h.Step), float32bits(h.LossScale), 0, 0)
+	words = append(words, int32(t), int32(s), int32(n), int32(h.Seed), int32(h.Step), float32bits(h.LossScale), float32bits(h.Noise), float32bits(h.Smoothing))
 	view := func(dst *Tensor, name string, src []int32) {
 		*dst = b.Block.Slice(name, len(words), len(src))
 		words = append(words, src...)

@@ -21,6 +21,9 @@ func CheckEmbed(x Tensor, table Weight, b *Batch) error {
 	}
 	c.out("x", x, reals, "(T,C)", T, w.Cols)
 	c.below("id", b.Host.IDs, w.Rows(), "rows of the embedding table")
+	if n := float64(b.Host.Noise); !(n >= 0) || math.IsInf(n, 0) {
+		c.failf("noise %g should be finite and not negative", n)
+	}
 	return c.done()
 }
 
@@ -246,6 +249,9 @@ func CheckHeadLoss(dxn, nll, hit, xn Tensor, head Weight, b *Batch) error {
 	c.out("nll", nll, state(act), "(N)", b.N)
 	c.out("hit", hit, state(act), "(N)", b.N)
 	c.below("target", b.Host.Targets, w.Rows(), "rows of the head")
+	if e := b.Host.Smoothing; !(e >= 0 && e <= 1) {
+		c.failf("label smoothing %g should be from 0 to 1", e)
+	}
 	if !dxn.Nil() {
 		c.out("dxn", dxn, only(act), "(T,C)", T, w.Cols)
 		if !w.Back {

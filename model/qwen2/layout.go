@@ -125,12 +125,12 @@ func (m *Model) layerBuffers(l *layout) {
 		}
 	}
 
-	head, last := m.headAt(), m.headAt()
+	head := m.headAt()
 	temp := func(dst *ops.Tensor, name string, first, last, cols int) {
 		l.add(dst, name, memory.Activations, act, first, last, t, cols)
 	}
 	if training {
-		last = m.end()
+		last := m.end()
 		temp(&m.temp.dx, "dx", head, last, c.HiddenSize)
 		temp(&m.temp.dxn, "dxn", head, last, c.HiddenSize)
 		temp(&m.temp.do, "do", head+1, last, h.H*h.D)

@@ -13,44 +13,8 @@ import (
 	"qlora/model/ops"
 	"qlora/model/qwen2"
 	"qlora/model/weights"
+	"qlora/model/weights/weightstest"
 )
-
-// entry is a tensor of a file that is being changed.
-type entry struct {
-	name  string
-	shape []int
-	data  []byte
-}
-
-// rewrite passes every tensor of a model's folder through change, which may rename, reshape and damage it;
-// one whose name becomes "" is left out.
-func rewrite(t *testing.T, dir string, change func(*entry)) {
-	t.Helper()
-	path := filepath.Join(dir, "model.safetensors")
-	file, err := weights.OpenSafetensors(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer file.Close()
-	var entries []weights.Entry
-	for _, name := range file.Names() {
-		x, err := file.Tensor(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		size := map[weights.DType]int{weights.F32: 4, weights.BF16: 2}[x.DType]
-		e := entry{name, x.Shape, make([]byte, x.Rows()*x.RowLen()*size)}
-		if err := x.ReadRowsRaw(e.data, 0, x.Rows()); err != nil {
-			t.Fatal(err)
-		}
-		if change(&e); e.name != "" {
-			entries = append(entries, weights.BytesEntry(e.name, x.DType, e.shape, e.data))
-		}
-	}
-	if err := weights.WriteSafetensors(path, file.Metadata, entries); err != nil {
-		t.Fatal(err)
-	}
-}
 
 // build loads a model's folder for training.
 func build(t *testing.T, b ops.Backend, dir string, dtype ops.DType) error {
@@ -76,46 +40,46 @@ func copied(t *testing.T, model string) string {
 
 // A file whose sizes are right but whose tensors are not those of its config is refused with the tensor's name.
 func TestTensorsFitTheConfig(t *testing.T) {
-	rename := func(old, new string) func(*entry) {
-		return func(e *entry) {
-			if e.name == old {
-				e.name = new
+	rename := func(old, new string) func(*weightstest.Tensor) {
+		return func(e *weightstest.Tensor) {
+			if e.Name == old {
+				e.Name = new
 			}
 		}
 	}
 	const layer1, q = "model.layers.1.", "model.layers.1.self_attn.q_proj.weight"
 	for _, c := range []struct {
 		name, model string
-		change      func(*entry)
+		change      func(*weightstest.Tensor)
 		config      string // old|new in config.json
 		err         string // "": none
 	}{
-		{"as it is", "mini", func(*entry) {}, "", ""},
+		{"as it is", "mini", func(*weightstest.Tensor) {}, "", ""},
 		{"tensor missing", "mini", rename(q, ""), "", `no tensor "` + q + `"`},
 		{"norm missing", "mini", rename("model.norm.weight", ""), "", `no tensor "model.norm.weight"`},
 		{"bias missing", "mini", rename(layer1+"self_attn.k_proj.bias", ""), "", `no tensor "model.layers.1.self_attn.k_proj.bias"`},
 		{"tensor renamed", "mini", rename(q, layer1+"self_attn.query.weight"), "", "the model holds model.layers.1.self_attn.query.weight, which has no place"},
-		{"a layer more than the config has", "mini", func(*entry) {}, `"num_hidden_layers": 2|"num_hidden_layers": 1`, "which has no place in a qwen2 of 1 layers"},
-		{"a layer less", "mini", func(*entry) {}, `"num_hidden_layers": 2|"num_hidden_layers": 3`, `no tensor "model.layers.2.`},
+		{"a layer more than the config has", "mini", func(*weightstest.Tensor) {}, `"num_hidden_layers": 2|"num_hidden_layers": 1`, "which has no place in a qwen2 of 1 layers"},
+		{"a layer less", "mini", func(*weightstest.Tensor) {}, `"num_hidden_layers": 2|"num_hidden_layers": 3`, `no tensor "model.layers.2.`},
 		{"bias of o_proj", "mini", rename(layer1+"self_attn.q_proj.bias", layer1+"self_attn.o_proj.bias"), "", "the model holds model.layers.1.self_attn.o_proj.bias"},
-		{"biases the config denies", "mini", func(*entry) {}, `"model_type"|"attention_bias": false, "model_type"`, "k_proj.bias, which has no place"},
-		{"head of a tied model", "mini_untied", func(*entry) {}, `"tie_word_embeddings": false|"tie_word_embeddings": true`, ""},
+		{"biases the config denies", "mini", func(*weightstest.Tensor) {}, `"model_type"|"attention_bias": false, "model_type"`, "k_proj.bias, which has no place"},
+		{"head of a tied model", "mini_untied", func(*weightstest.Tensor) {}, `"tie_word_embeddings": false|"tie_word_embeddings": true`, ""},
 		{"head missing", "mini_untied", rename("lm_head.weight", ""), "", `no tensor "lm_head.weight"`},
-		{"transposed", "mini", func(e *entry) {
-			if e.name == layer1+"mlp.up_proj.weight" {
-				e.shape = []int{e.shape[1], e.shape[0]}
+		{"transposed", "mini", func(e *weightstest.Tensor) {
+			if e.Name == layer1+"mlp.up_proj.weight" {
+				e.Shape = []int{e.Shape[1], e.Shape[0]}
 			}
 		}, "", "model.layers.1.mlp.up_proj.weight has shape ["},
-		{"norm of two dimensions", "mini", func(e *entry) {
-			if e.name == "model.norm.weight" {
-				e.shape = []int{1, e.shape[0]}
+		{"norm of two dimensions", "mini", func(e *weightstest.Tensor) {
+			if e.Name == "model.norm.weight" {
+				e.Shape = []int{1, e.Shape[0]}
 			}
 		}, "", "model.norm.weight has shape [1 "},
-		{"another vocabulary", "mini", func(*entry) {}, `"vocab_size": |"vocab_size": 1`, "model.embed_tokens.weight has shape ["},
+		{"another vocabulary", "mini", func(*weightstest.Tensor) {}, `"vocab_size": |"vocab_size": 1`, "model.embed_tokens.weight has shape ["},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := copied(t, c.model)
-			rewrite(t, dir, c.change)
+			weightstest.Rewrite(t, filepath.Join(dir, "model.safetensors"), c.change)
 			if old, new, ok := strings.Cut(c.config, "|"); ok {
 				path := filepath.Join(dir, "config.json")
 				text, err := os.ReadFile(path)
@@ -164,9 +128,9 @@ func TestNonFiniteWeight(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %s %x", c.model, c.tensor, c.bits), func(t *testing.T) {
 			dir := copied(t, c.model)
 			const column = 5
-			rewrite(t, dir, func(e *entry) {
-				if e.name == c.tensor {
-					copy(e.data[(c.row*e.shape[len(e.shape)-1]+column)*len(c.bits):], c.bits)
+			weightstest.Rewrite(t, filepath.Join(dir, "model.safetensors"), func(e *weightstest.Tensor) {
+				if e.Name == c.tensor {
+					copy(e.Data[(c.row*e.Shape[len(e.Shape)-1]+column)*len(c.bits):], c.bits)
 				}
 			})
 			err := build(t, c.b, dir, ops.BF16)

@@ -129,6 +129,14 @@ func (m *Model) lora(layer int, s ops.Slot) *ops.LoRA {
 	return m.adapter.At(layer, s)
 }
 
+// Through runs f with the ops of the model called on another backend, which passes them on to the model's own.
+func (m *Model) Through(b ops.Backend, f func()) {
+	own := m.b
+	m.b = b
+	defer func() { m.b = own }()
+	f()
+}
+
 // UseAdapter switches the adapter the model was built with on or off.
 func (m *Model) UseAdapter(on bool) {
 	m.adapter = nil

@@ -1,45 +1,28 @@
 package tokenizer
 
 import (
-	"bufio"
-	"compress/gzip"
+	"bytes"
 	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"qlora/internal/golden"
 )
 
 const fixtures = "../../testdata/tokenizer"
 
-func readGzip(path string) ([]byte, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		return nil, err
-	}
-	return io.ReadAll(z)
-}
-
 // readRows reads a .jsonl.gz file, which must hold at least min rows.
 func readRows[T any](t testing.TB, path string, min int) []T {
 	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
+	text, err := golden.Gunzip(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var rows []T
-	for dec := json.NewDecoder(bufio.NewReader(z)); ; {
+	for dec := json.NewDecoder(bytes.NewReader(text)); ; {
 		var row T
 		if err := dec.Decode(&row); err == io.EOF {
 			break
@@ -55,7 +38,7 @@ func readRows[T any](t testing.TB, path string, min int) []T {
 }
 
 var qwenJSON = sync.OnceValues(func() ([]byte, error) {
-	return readGzip(filepath.Join(fixtures, "qwen2.5", "tokenizer.json.gz"))
+	return golden.Gunzip(filepath.Join(fixtures, "qwen2.5", "tokenizer.json.gz"))
 })
 
 var qwenOnce = sync.OnceValues(func() (*Tokenizer, error) {
@@ -72,7 +55,7 @@ var qwenOnce = sync.OnceValues(func() (*Tokenizer, error) {
 
 var smollmVocab = sync.OnceValues(func() (Vocab, error) {
 	var v Vocab
-	data, err := readGzip(filepath.Join(fixtures, "smollm2", "vocab.json.gz"))
+	data, err := golden.Gunzip(filepath.Join(fixtures, "smollm2", "vocab.json.gz"))
 	if err != nil {
 		return v, err
 	}

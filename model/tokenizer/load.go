@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"qlora/internal/strictjson"
 )
 
 // LoadDir reads tokenizer.json and, if it is there, tokenizer_config.json of a
@@ -55,7 +57,7 @@ type modelFile struct {
 	Version       string          `json:"version"`
 	Truncation    any             `json:"truncation"`
 	Padding       any             `json:"padding"`
-	AddedTokens   []addedEntry    `json:"added_tokens"`
+	AddedTokens   json.RawMessage `json:"added_tokens"`
 	Normalizer    json.RawMessage `json:"normalizer"`
 	PreTokenizer  json.RawMessage `json:"pre_tokenizer"`
 	PostProcessor json.RawMessage `json:"post_processor"`
@@ -90,16 +92,16 @@ type component struct {
 }
 
 type bpeModel struct {
-	Type                    string           `json:"type"`
-	Dropout                 *float64         `json:"dropout"`
-	UnkToken                *string          `json:"unk_token"`
-	ContinuingSubwordPrefix string           `json:"continuing_subword_prefix"`
-	EndOfWordSuffix         string           `json:"end_of_word_suffix"`
-	FuseUnk                 bool             `json:"fuse_unk"` // of no effect without unk_token
-	ByteFallback            bool             `json:"byte_fallback"`
-	IgnoreMerges            bool             `json:"ignore_merges"`
-	Vocab                   map[string]int32 `json:"vocab"`
-	Merges                  json.RawMessage  `json:"merges"`
+	Type                    string          `json:"type"`
+	Dropout                 *float64        `json:"dropout"`
+	UnkToken                *string         `json:"unk_token"`
+	ContinuingSubwordPrefix string          `json:"continuing_subword_prefix"`
+	EndOfWordSuffix         string          `json:"end_of_word_suffix"`
+	FuseUnk                 bool            `json:"fuse_unk"` // of no effect without unk_token
+	ByteFallback            bool            `json:"byte_fallback"`
+	IgnoreMerges            bool            `json:"ignore_merges"`
+	Vocab                   json.RawMessage `json:"vocab"`
+	Merges                  json.RawMessage `json:"merges"`
 }
 
 func parseModel(data []byte) (*parts, error) {
@@ -130,7 +132,9 @@ func parseModel(data []byte) (*parts, error) {
 	if err := p.setAdded(f.AddedTokens); err != nil {
 		return nil, err
 	}
-	p.vocab = m.Vocab
+	if err := p.setVocab(m.Vocab); err != nil {
+		return nil, fmt.Errorf("model.vocab: %w", err)
+	}
 	if err := p.setMerges(m.Merges); err != nil {
 		return nil, fmt.Errorf("model.merges: %w", err)
 	}
@@ -209,8 +213,22 @@ func describe(data json.RawMessage) string {
 	return string(data)
 }
 
+// maxAdded bounds the added tokens; Qwen2.5 has 22.
+const maxAdded = 1 << 13
+
 // setAdded takes the added tokens.
-func (p *parts) setAdded(entries []addedEntry) error {
+func (p *parts) setAdded(list []byte) error {
+	if len(list) > 0 && list[0] == '[' {
+		if n := strictjson.Elements(list); n > maxAdded {
+			return fmt.Errorf("added_tokens: %d of them, more than %d", n, maxAdded)
+		}
+	}
+	var entries []addedEntry
+	if list != nil {
+		if err := strict(list, &entries); err != nil {
+			return fmt.Errorf("added_tokens: %w", err)
+		}
+	}
 	for _, a := range entries {
 		if a.SingleWord || a.LStrip || a.RStrip || a.Normalized {
 			return fmt.Errorf("added_tokens: token %q: single_word, lstrip, rstrip and normalized are not supported", a.Content)
@@ -220,24 +238,41 @@ func (p *parts) setAdded(entries []addedEntry) error {
 	return nil
 }
 
+// setVocab takes the ids of the tokens.
+func (p *parts) setVocab(data []byte) error {
+	if len(data) == 0 {
+		return errors.New("missing")
+	}
+	o, err := strictjson.Parse(data, len(data))
+	if err != nil {
+		return err
+	}
+	p.vocab = make(map[string]int32, o.Len())
+	return json.Unmarshal(data, &p.vocab)
+}
+
 // setMerges takes the rules, which files write as "left right" or, since
 // tokenizers 0.20, as ["left", "right"].
 func (p *parts) setMerges(data []byte) error {
-	var lines []string
-	var pairs [][]string
-	if json.Unmarshal(data, &lines) == nil {
-		for _, line := range lines {
-			pairs = append(pairs, strings.Split(line, " "))
-		}
-	} else if json.Unmarshal(data, &pairs) != nil {
-		return errors.New(`neither a list of "left right" nor of ["left", "right"]`)
+	if len(data) == 0 || data[0] != '[' {
+		return errors.New(`missing, or no list of "left right" or ["left", "right"]`)
 	}
-	p.merges = make([][2]string, len(pairs))
-	for i, m := range pairs {
-		if len(m) != 2 {
-			return fmt.Errorf("[%d]: %q is not a pair of tokens", i, m)
+	n := strictjson.Elements(data)
+	if first := bytes.TrimLeft(data[1:], " \t\r\n"); first[0] == '[' {
+		p.merges = make([][2]string, 0, n)
+		return strictjson.Unmarshal(data, len(data), &p.merges)
+	}
+	lines := make([]string, 0, n)
+	if err := strictjson.Unmarshal(data, len(data), &lines); err != nil {
+		return err
+	}
+	p.merges = make([][2]string, n)
+	for i, line := range lines {
+		left, right, ok := strings.Cut(line, " ")
+		if !ok || strings.Contains(right, " ") {
+			return fmt.Errorf("[%d]: %.80q is not a pair of tokens", i, line)
 		}
-		p.merges[i] = [2]string(m)
+		p.merges[i] = [2]string{left, right}
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func TestLoadRefuses(t *testing.T) {
 		{`"a b"`, `"a b ab"`, "[0]"},
 		{`"a b", "Ġ ab"`, `"Ġ ab", "a b"`, "no merge before it"},
 		{`"a b", `, `"a b", "a b", `, "another merge"},
-		{`["a b", "Ġ ab"]`, `[["a", "b", "c"]]`, "[0]"},
+		{`["a b", "Ġ ab"]`, `[["a", "b", "c"]]`, "model.merges: byte 1: a list of 3 where 2 belong"},
 		{`["a b", "Ġ ab"]`, `{"a": "b"}`, "model.merges"},
 		{`"vocab"`, `"vocab`, "invalid character"},
 	} {

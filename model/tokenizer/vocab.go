@@ -82,21 +82,21 @@ type parts struct {
 	bos, eos, pad int32
 }
 
-// maxID bounds the ids of a vocabulary, well above any in use.
-const maxID = 1 << 22
+// maxUnused bounds the ids without a token: published models leave few, and each takes memory.
+const maxUnused = 1 << 13
 
 // tokens returns the bytes of each token of the vocabulary by id.
 func (p *parts) tokens() ([]string, error) {
-	top := None
+	top, n := None, len(p.vocab)+len(p.added)
 	for tok, id := range p.vocab {
-		if id < 0 || id >= maxID {
-			return nil, fmt.Errorf("token %q has id %d", tok, id)
+		if id < 0 || int(id) >= n+maxUnused {
+			return nil, fmt.Errorf("token %q has id %d of %d tokens", tok, id, n)
 		}
 		top = max(top, id)
 	}
 	for _, a := range p.added {
-		if a.id < 0 || a.id >= maxID {
-			return nil, fmt.Errorf("added token %q has id %d", a.content, a.id)
+		if a.id < 0 || int(a.id) >= n+maxUnused {
+			return nil, fmt.Errorf("added token %q has id %d of %d tokens", a.content, a.id, n)
 		}
 		top = max(top, a.id)
 	}

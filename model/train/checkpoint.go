@@ -138,6 +138,16 @@ func (l *loop) card() []byte {
 
 var checkpointPattern = regexp.MustCompile(`^checkpoint-(\d+)$`)
 
+// CheckpointStep returns the step in the name of a checkpoint's folder; ok is false for other names.
+func CheckpointStep(dir string) (step int, ok bool) {
+	m := checkpointPattern.FindStringSubmatch(filepath.Base(dir))
+	if m == nil {
+		return 0, false
+	}
+	step, err := strconv.Atoi(m[1])
+	return step, err == nil
+}
+
 // Checkpoints lists the steps of a run's complete checkpoints, ascending.
 func Checkpoints(dir string) ([]int, error) {
 	entries, err := os.ReadDir(dir)
@@ -149,11 +159,8 @@ func Checkpoints(dir string) ([]int, error) {
 	}
 	var steps []int
 	for _, e := range entries {
-		if m := checkpointPattern.FindStringSubmatch(e.Name()); m != nil && e.IsDir() {
-			step, err := strconv.Atoi(m[1])
-			if err == nil {
-				steps = append(steps, step)
-			}
+		if step, ok := CheckpointStep(e.Name()); ok && e.IsDir() {
+			steps = append(steps, step)
 		}
 	}
 	slices.Sort(steps)

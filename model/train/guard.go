@@ -13,7 +13,7 @@ import (
 // checkpoint holds what was found.
 type NonFinite struct {
 	Step int
-	// Tensor is the first that is not finite, in the order a step computes: a parameter, the loss, the
+	// Tensor is the first that is not finite, in the order a step computes: a parameter, an activation, the loss, the
 	// gradients from the last layer down, their norm; of a checkpoint also a moment.
 	Tensor string
 	// Samples are file and row of those whose own loss is not finite; where none is, all of the step.
@@ -46,8 +46,8 @@ func list(items []string, most int) string {
 func finite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
 // nonFinite explains a step whose loss or gradient is not finite. suspects are the samples whose own
-// loss is not. Only here are the parameters and gradients read back.
-func (r *Run) nonFinite(step int, samples []data.Sample, suspects map[int32]bool) error {
+// loss is not, activation what made it so, if one did. Only here are the parameters and gradients read back.
+func (r *Run) nonFinite(step int, samples []data.Sample, suspects map[int32]bool, activation string) error {
 	e := &NonFinite{Step: step}
 	for i, s := range samples {
 		if len(suspects) == 0 || suspects[int32(i)] {
@@ -66,6 +66,8 @@ func (r *Run) nonFinite(step int, samples []data.Sample, suspects map[int32]bool
 	switch {
 	case len(spoiledParams) > 0:
 		e.Tensor = "parameter " + spoiledParams[0]
+	case activation != "":
+		e.Tensor = activation
 	case len(suspects) > 0:
 		e.Tensor = "the loss"
 	case len(spoiledGrads) > 0:

@@ -22,6 +22,7 @@ type planter struct {
 	step uint32 // in which to plant; an evaluation has step 0
 	now  uint32
 	done bool
+	stay bool // plant in every op of the step, as what a model computes would be
 
 	load     func() // before the step
 	swiglu   func(act ops.Tensor)
@@ -31,7 +32,7 @@ type planter struct {
 
 // due reports, once, that it is the step to plant in.
 func (p *planter) due(set bool) bool {
-	due := set && !p.done && p.now == p.step
+	due := set && (!p.done || p.stay) && p.now == p.step
 	p.done = p.done || due
 	return due
 }
@@ -115,6 +116,12 @@ func TestNonFiniteIsKeptOut(t *testing.T) {
 		{"NaN activation", func(p *planter, r *train.Run) {
 			p.swiglu = func(act ops.Tensor) { p.put(act, nan, act.Cols()) }
 		}, "the loss", some},
+		{"activation that is NaN again", func(p *planter, r *train.Run) {
+			p.stay, p.swiglu = true, func(act ops.Tensor) { p.put(act, nan, act.Cols()) }
+		}, `the activation after model\.layers\.0\.mlp\.gate_proj`, some},
+		{"product that overflows", func(p *planter, r *train.Run) {
+			p.stay, p.swiglu = true, func(act ops.Tensor) { p.put(act, 3e38, 1) }
+		}, `the output of model\.layers\.0\.mlp\.down_proj`, some},
 		{"loss NaN, gradient finite", func(p *planter, r *train.Run) {
 			p.headLoss = func(_, nll ops.Tensor) { p.put(nll.Rows(0, 1), nan, 1) }
 		}, "the loss", one},

@@ -38,7 +38,9 @@ type Options struct {
 	LRRatio                   float64 // lorap_lr_ratio: B's rate over A's
 	Beta1, Beta2, Eps         float64
 	MaxGradNorm               float64
-	Schedule                  string // lr_scheduler_type
+	NEFTuneAlpha              float64 // neftune_noise_alpha; 0: no noise
+	LabelSmoothing            float64 // label_smoothing_factor: epsilon of ops.HeadLoss
+	Schedule                  string  // lr_scheduler_type
 	WarmupRatio               float64
 	WarmupSteps               int
 
@@ -96,11 +98,14 @@ func (o Options) check() error {
 	for _, f := range []struct {
 		flag string
 		v    float64
-	}{{"weight_decay", o.WeightDecay}, {"max_grad_norm", o.MaxGradNorm}, {"warmup_steps", float64(o.WarmupSteps)}, {"save_total_limit", float64(o.SaveTotalLimit)},
+	}{{"neftune_noise_alpha", o.NEFTuneAlpha}, {"weight_decay", o.WeightDecay}, {"max_grad_norm", o.MaxGradNorm}, {"warmup_steps", float64(o.WarmupSteps)}, {"save_total_limit", float64(o.SaveTotalLimit)},
 		{"early_stop_interval", float64(o.EarlyStop)}} {
 		if !(f.v >= 0) || math.IsInf(f.v, 0) {
 			return fmt.Errorf("--%s %v: must not be negative", f.flag, f.v)
 		}
+	}
+	if !(o.LabelSmoothing >= 0 && o.LabelSmoothing <= 1) {
+		return fmt.Errorf("--label_smoothing_factor %v: must be from 0 to 1", o.LabelSmoothing)
 	}
 	if o.WarmupRatio > 0 && o.WarmupSteps > 0 {
 		return fmt.Errorf("--warmup_ratio %v and --warmup_steps %d both set the warm-up: give one", o.WarmupRatio, o.WarmupSteps)

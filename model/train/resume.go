@@ -19,8 +19,27 @@ const maxProgress = 256 << 20
 // progress is progress.json. A run may go on from it only with the same settings: all that the bits of
 // the result depend on, each under the flag that sets it.
 type progress struct {
-	Position position          `json:"position"`
-	Settings map[string]string `json:"settings"`
+	Position position               `json:"position"`
+	Settings strictjson.Map[string] `json:"settings"`
+}
+
+// history is the log so far.
+type history []Record
+
+// minRecord is the length of the shortest record, with its comma. One takes three times that in memory.
+const minRecord = len(`{"step":1,"epoch":0},`)
+
+// UnmarshalJSON holds the number of records to the length of their text.
+func (h *history) UnmarshalJSON(text []byte) error {
+	if text[0] != '[' {
+		return json.Unmarshal(text, (*[]Record)(h))
+	}
+	n := strictjson.Elements(text)
+	if n > len(text)/minRecord+1 {
+		return fmt.Errorf("%d elements in %d bytes are no records of a log", n, len(text))
+	}
+	*h = make(history, 0, n)
+	return json.Unmarshal(text, (*[]Record)(h))
 }
 
 // settings lists what a resumed run must share with the run that saved.

@@ -55,7 +55,7 @@ type position struct {
 	Metric  float64     `json:"best_metric"`
 	Saved   int         `json:"saved,omitempty"` // the last step that early_stop_interval has counted
 	Stale   int         `json:"stale,omitempty"` // checkpoints since the best evaluation
-	History []Record    `json:"history"`
+	History history     `json:"history"`
 }
 
 // loop is a run in progress.

@@ -43,10 +43,10 @@ func samples(n, v int, seed uint64) data.Samples {
 	return all
 }
 
-// options of a run of 20 steps with dropout: 2 epochs of 19 samples, 2 a step, the last step of each one short.
+// options of a run of 20 steps with dropout, noise and smoothed labels: 2 epochs of 19 samples, 2 a step, the last step of each one short.
 func options() train.Options {
 	return train.Options{Epochs: 2, StepSamples: 2, RowTokens: 32, LearningRate: 1e-2, WeightDecay: 0.1, LRRatio: 1, Beta1: 0.9, Beta2: 0.95,
-		Eps: 1e-8, MaxGradNorm: 1, Schedule: "cosine", WarmupRatio: 0.05, Seed: 42, DataSeed: 42, Shuffle: true, DatasetShuffle: true, LoggingSteps: 3,
+		Eps: 1e-8, MaxGradNorm: 1, NEFTuneAlpha: 5, LabelSmoothing: 0.1, Schedule: "cosine", WarmupRatio: 0.05, Seed: 42, DataSeed: 42, Shuffle: true, DatasetShuffle: true, LoggingSteps: 3,
 		LoggingFirstStep: true, EvalStrategy: train.Steps, EvalSteps: 7, SaveStrategy: train.Steps, SaveSteps: 5}
 }
 
@@ -326,5 +326,36 @@ func TestOptionsAreChecked(t *testing.T) {
 		if _, err := r.Start(t.Context(), ""); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Noise is of training alone, smoothed labels are of validation too: as by transformers' Trainer. The first step of a
+// warm-up has the rate 0, so that all runs validate the same adapter.
+func TestNoiseAndSmoothing(t *testing.T) {
+	losses := func(alpha, smoothing float64) (loss, eval float64) {
+		o := options()
+		o.MaxSteps, o.WarmupRatio, o.WarmupSteps, o.EvalSteps, o.SaveStrategy = 1, 0, 1, 1, train.Never
+		o.NEFTuneAlpha, o.LabelSmoothing = alpha, smoothing
+		r := newRun(t, t.TempDir(), o)
+		r.Hooks.Log = func(rec train.Record) {
+			if rec.EvalLoss != nil {
+				eval = *rec.EvalLoss
+			} else {
+				loss = *rec.Loss
+			}
+		}
+		if _, err := r.Start(t.Context(), ""); err != nil {
+			t.Fatal(err)
+		}
+		return loss, eval
+	}
+	loss, eval := losses(0, 0)
+	noisyLoss, noisyEval := losses(15, 0)
+	if noisyLoss == loss || noisyEval != eval {
+		t.Errorf("with noise the loss is %v (without %v), of validation %v (%v)", noisyLoss, loss, noisyEval, eval)
+	}
+	smoothLoss, smoothEval := losses(0, 0.1)
+	if smoothLoss == loss || smoothEval == eval {
+		t.Errorf("with smoothing the loss is %v (without %v), of validation %v (%v)", smoothLoss, loss, smoothEval, eval)
 	}
 }

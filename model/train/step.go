@@ -39,31 +39,36 @@ func (r *Run) step(ctx context.Context, step int, samples []data.Sample, lr floa
 	scale := float32(1 / float64(data.LabelTokens(samples)))
 	r.Backend.Zero(r.Model.Grads)
 	var sum tally
-	suspects := map[int32]bool{}
+	suspects, activation := map[int32]bool{}, ""
 	for _, row := range rows {
 		if ctx.Err() != nil {
 			return tally{}, 0, ctx.Err()
 		}
-		if err := r.Model.Load(host(row, r.Options.Seed, uint32(step), scale)); err != nil {
+		h := r.host(row)
+		h.Seed, h.Step, h.LossScale, h.Noise = r.Options.Seed, uint32(step), scale, float32(r.Options.NEFTuneAlpha)
+		if err := r.Model.Load(h); err != nil {
 			return tally{}, 0, err
 		}
 		r.Model.Forward()
 		r.Model.Backward()
 		one, err := r.read(row, suspects)
+		if err == nil && len(suspects) > 0 && activation == "" {
+			activation, err = r.firstActivation()
+		}
 		if err != nil {
 			return tally{}, 0, err
 		}
 		sum.add(one)
 	}
 	if len(suspects) > 0 { // their gradient may be finite all the same
-		return tally{}, 0, r.nonFinite(step, samples, suspects)
+		return tally{}, 0, r.nonFinite(step, samples, suspects, activation)
 	}
 	norm, err := r.update(step, lr)
 	if err != nil {
 		return tally{}, 0, err
 	}
 	if !finite(norm) {
-		return tally{}, 0, r.nonFinite(step, samples, nil)
+		return tally{}, 0, r.nonFinite(step, samples, nil, "")
 	}
 	return sum, norm, nil
 }
@@ -110,14 +115,14 @@ func (r *Run) read(row data.Row, suspects map[int32]bool) (tally, error) {
 	return sum, r.Backend.Sync()
 }
 
-// host is a packed row as the backend takes it.
-func host(row data.Row, seed, step uint32, scale float32) ops.HostBatch {
+// host is a packed row as the backend takes it, with the loss of this run.
+func (r *Run) host(row data.Row) ops.HostBatch {
 	return ops.HostBatch{IDs: row.IDs, Pos: row.Pos, Sample: row.Sample, SegStart: row.SegStart, Rows: row.Rows, Targets: row.Targets,
-		Seed: seed, Step: step, LossScale: scale}
+		Smoothing: float32(r.Options.LabelSmoothing)}
 }
 
-// evaluate runs the evaluation samples without gradient. Dropout is off. A loss that is not finite is a
-// *NonFinite.
+// evaluate runs the evaluation samples without gradient. Dropout and noise are off; labels are smoothed, as by transformers'
+// Trainer. A loss that is not finite is a *NonFinite.
 func (r *Run) evaluate(ctx context.Context, step int) (tally, error) {
 	rows, err := data.Pack(r.Eval, r.Model.Batch.MaxT, r.Options.Pad)
 	if err != nil {
@@ -126,24 +131,27 @@ func (r *Run) evaluate(ctx context.Context, step int) (tally, error) {
 	r.Set.SetDropout(false)
 	defer r.Set.SetDropout(true)
 	var sum tally
-	suspects := map[int32]bool{}
+	suspects, activation := map[int32]bool{}, ""
 	for _, row := range rows {
 		if ctx.Err() != nil {
 			return tally{}, ctx.Err()
 		}
-		if err := r.Model.Load(host(row, 0, 0, 0)); err != nil {
+		if err := r.Model.Load(r.host(row)); err != nil {
 			return tally{}, err
 		}
 		r.Model.Forward()
 		r.Model.Loss()
 		one, err := r.read(row, suspects)
+		if err == nil && len(suspects) > 0 && activation == "" {
+			activation, err = r.firstActivation()
+		}
 		if err != nil {
 			return tally{}, err
 		}
 		sum.add(one)
 	}
 	if len(suspects) > 0 {
-		return tally{}, r.nonFinite(step, r.Eval, suspects)
+		return tally{}, r.nonFinite(step, r.Eval, suspects, activation)
 	}
 	return sum, nil
 }

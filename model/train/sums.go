@@ -9,8 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"slices"
-	"strings"
 
 	"qlora/model/weights"
 )
@@ -51,17 +49,26 @@ func checkSums(folder *weights.Folder, names ...string) error {
 	} else if err != nil {
 		return err
 	}
-	lines := strings.Split(string(list), "\n")
 	for _, name := range names {
 		sum, err := sumOf(folder, name)
 		if err != nil {
 			return err
 		}
-		if !slices.Contains(lines, sum+"  "+name) {
+		if !hasLine(list, sum+"  "+name+"\n") {
 			return fmt.Errorf("%s is not the file that %s lists: it has changed since it was saved; go on from another checkpoint", folder.Path(name), sumsName)
 		}
 	}
 	return nil
+}
+
+// hasLine reports whether a line, with its end, is one of text.
+func hasLine(text []byte, line string) bool {
+	for one := range bytes.Lines(text) {
+		if string(one) == line {
+			return true
+		}
+	}
+	return false
 }
 
 func sumOf(folder *weights.Folder, name string) (string, error) {

@@ -15,25 +15,25 @@ const maxConfig = 4 << 20
 
 // A Config is the shape of a model, under the names of Hugging Face's config.json.
 type Config struct {
-	Architectures         []string `json:"architectures"`
-	ModelType             string   `json:"model_type"`          // "qwen2" or "llama"
-	HiddenSize            int      `json:"hidden_size"`         // C
-	IntermediateSize      int      `json:"intermediate_size"`   // F
-	NumHiddenLayers       int      `json:"num_hidden_layers"`   // L
-	NumAttentionHeads     int      `json:"num_attention_heads"` // H
-	NumKeyValueHeads      int      `json:"num_key_value_heads"` // Hk, divides H
-	HeadDim               int      `json:"head_dim"`            // D, even
-	VocabSize             int      `json:"vocab_size"`          // V, rows of the embedding
-	MaxPositionEmbeddings int      `json:"max_position_embeddings"`
-	RMSNormEps            float64  `json:"rms_norm_eps"`
-	RopeTheta             float64  `json:"rope_theta"`
-	TieWordEmbeddings     bool     `json:"tie_word_embeddings"` // the head is the embedding
-	HiddenAct             string   `json:"hidden_act"`          // "silu"
-	AttentionBias         bool     `json:"-"`                   // q, k and v have a bias
-	DType                 string   `json:"-"`                   // of the published weights, "bfloat16"; may be empty
-	BOSTokenID            int      `json:"bos_token_id"`        // -1: none
-	EOSTokenID            IDs      `json:"eos_token_id"`
-	PadTokenID            int      `json:"pad_token_id"` // -1: none
+	Architectures         strictjson.List[string] `json:"architectures"`
+	ModelType             string                  `json:"model_type"`          // "qwen2" or "llama"
+	HiddenSize            int                     `json:"hidden_size"`         // C
+	IntermediateSize      int                     `json:"intermediate_size"`   // F
+	NumHiddenLayers       int                     `json:"num_hidden_layers"`   // L
+	NumAttentionHeads     int                     `json:"num_attention_heads"` // H
+	NumKeyValueHeads      int                     `json:"num_key_value_heads"` // Hk, divides H
+	HeadDim               int                     `json:"head_dim"`            // D, even
+	VocabSize             int                     `json:"vocab_size"`          // V, rows of the embedding
+	MaxPositionEmbeddings int                     `json:"max_position_embeddings"`
+	RMSNormEps            float64                 `json:"rms_norm_eps"`
+	RopeTheta             float64                 `json:"rope_theta"`
+	TieWordEmbeddings     bool                    `json:"tie_word_embeddings"` // the head is the embedding
+	HiddenAct             string                  `json:"hidden_act"`          // "silu"
+	AttentionBias         bool                    `json:"-"`                   // q, k and v have a bias
+	DType                 string                  `json:"-"`                   // of the published weights, "bfloat16"; may be empty
+	BOSTokenID            int                     `json:"bos_token_id"`        // -1: none
+	EOSTokenID            IDs                     `json:"eos_token_id"`
+	PadTokenID            int                     `json:"pad_token_id"` // -1: none
 }
 
 // configFile is config.json: a Config and what it is derived from or refused for.
@@ -176,8 +176,8 @@ func (ids *IDs) UnmarshalJSON(data []byte) error {
 	if string(data) != "null" && data[0] != '[' {
 		list = slices.Concat([]byte{'['}, data, []byte{']'})
 	}
-	if json.Unmarshal(list, (*[]int)(ids)) != nil {
-		return fmt.Errorf("%.40s is neither a token id nor a list of them", data)
+	if (*strictjson.List[int])(ids).UnmarshalJSON(list) != nil {
+		return fmt.Errorf("%.40s is neither a token id nor a list of at most %d", data, strictjson.MaxItems)
 	}
 	return nil
 }

@@ -265,7 +265,7 @@ func TestOpenHubIDRefuses(t *testing.T) {
 		{"GGUF a pipe", "a.gguf", func(t *testing.T, home string) { fifo(t, filepath.Join(home, "a.gguf")) }, "a.gguf: not a regular file"},
 		{"other file", "a.txt", func(t *testing.T, home string) { put(t, home, "a.txt", "") }, "a.txt: neither a folder nor a .gguf file"},
 		{"no ref", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/snapshots/abc/config.json", "{}") }, "the cache has a snapshot but not "},
-		{"ref leads out", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/refs/main", "../../..") }, `refs/main: "../../.." is not a plain file name`},
+		{"ref leads out", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/refs/main", "../../..") }, `refs/main: "../../.." is no revision`},
 		{"ref to nothing", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) { put(t, home, repo+"/refs/main", "abc") }, "names a snapshot that is not there"},
 		{"link out of the cache", "Qwen/Qwen2.5-mini", func(t *testing.T, home string) {
 			put(t, home, repo+"/refs/main", "abc")

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // A GGUF is an open GGUF file of version 2 or 3: metadata, a list of tensors, their
@@ -17,9 +18,27 @@ type GGUF struct {
 	Version uint32
 	File    string
 
-	meta    map[string]any
-	tensors map[string]*Tensor
+	meta    ggufValues
+	tensors tensorList
 	close   func() error
+}
+
+// ggufValues are the metadata, sorted by key, as a tensorList is.
+type ggufValues []ggufValue
+
+type ggufValue struct {
+	key   string
+	value any
+	entry int64 // byte of the file
+}
+
+// find returns the value of a key, nil where there is none.
+func (l ggufValues) find(key string) any {
+	i, ok := slices.BinarySearchFunc(l, key, func(v ggufValue, key string) int { return strings.Compare(v.key, key) })
+	if !ok {
+		return nil
+	}
+	return l[i].value
 }
 
 // ggufTypes are the codes of the tensor types that are read.
@@ -58,7 +77,7 @@ func OpenGGUF(path string) (*GGUF, error) {
 // known to fit the file.
 func ReadGGUF(src io.ReaderAt, size int64, name string) (*GGUF, error) {
 	r := newGGUFReader(src, size, name)
-	g := &GGUF{File: name, meta: make(map[string]any), tensors: make(map[string]*Tensor), close: func() error { return nil }}
+	g := &GGUF{File: name, close: func() error { return nil }}
 	if magic := r.u32(); r.err == nil && magic != 'G'|'G'<<8|'U'<<16|'F'<<24 {
 		r.fault(0, "not a GGUF file: it does not begin with the letters GGUF")
 	}
@@ -66,25 +85,11 @@ func ReadGGUF(src io.ReaderAt, size int64, name string) (*GGUF, error) {
 		r.fault(4, "GGUF version %d (0x%x) is not supported, only 2 and 3, little endian", g.Version, g.Version)
 	}
 	tensors, values := r.u64(), r.u64()
-	r.fits(tensors, 24, "tensors") // a name's length, a number of dimensions, a type, an offset
-	r.fits(values, 13, "metadata values")
-	for i := uint64(0); i < values && r.err == nil; i++ {
-		at := r.pos
-		key := r.string()
-		value := r.value(r.u32())
-		if _, twice := g.meta[key]; twice {
-			r.fault(at, "metadata key %q occurs twice", key)
-		}
-		g.meta[key] = value
+	if r.fits(values, 13, "metadata values") {
+		g.meta = r.values(int(values))
 	}
-	for i := uint64(0); i < tensors && r.err == nil; i++ {
-		at := r.pos
-		t := r.tensorInfo()
-		if g.tensors[t.Name] != nil {
-			r.fault(at, "tensor %q occurs twice", t.Name)
-		}
-		t.src = src
-		g.tensors[t.Name] = t
+	if r.fits(tensors, 32, "tensors") { // a name's length, a number of dimensions, one of them, a type, an offset
+		g.tensors = r.tensors(int(tensors), &origin{name, src})
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -95,32 +100,77 @@ func ReadGGUF(src io.ReaderAt, size int64, name string) (*GGUF, error) {
 	return g, nil
 }
 
+// values reads n metadata values, and sorts them.
+func (g *ggufReader) values(n int) ggufValues {
+	all := make(ggufValues, n)
+	for i := range all {
+		if all[i] = (ggufValue{entry: g.pos, key: g.string()}); g.err == nil {
+			all[i].value = g.value(g.u32())
+		}
+		if g.err != nil {
+			return nil
+		}
+	}
+	slices.SortStableFunc(all, func(a, b ggufValue) int { return strings.Compare(a.key, b.key) })
+	for i := 1; i < n; i++ {
+		if all[i].key == all[i-1].key {
+			g.fault(all[i].entry, "metadata key %q occurs twice", all[i].key)
+		}
+	}
+	return all
+}
+
+// tensors reads n entries of tensors, and sorts them.
+func (g *ggufReader) tensors(n int, from *origin) tensorList {
+	var block tensorBlock
+	list := make(tensorList, n)
+	for i := range list {
+		list[i] = block.next()
+		list[i].from = from
+		g.tensorInfo(list[i])
+		if g.err != nil {
+			return nil
+		}
+	}
+	list.sort()
+	for i := 1; i < n; i++ {
+		if list[i].Name == list[i-1].Name {
+			g.fault(list[i].entry, "tensor %q occurs twice", list[i].Name)
+		}
+	}
+	return list
+}
+
 // tensorInfo reads a tensor's entry; its offset is relative to the start of the
 // data. GGUF lists dimensions innermost first.
-func (g *ggufReader) tensorInfo() *Tensor {
+func (g *ggufReader) tensorInfo(t *Tensor) {
 	at := g.pos
-	t := &Tensor{Name: g.string(), file: g.name}
+	t.entry, t.Name = at, g.string()
 	rank := g.u32()
 	if g.err == nil && (rank < 1 || rank > 4) {
 		g.fault(at, "tensor %q has %d dimensions, not 1 to 4", t.Name, rank)
 	}
-	for i := uint32(0); i < rank && g.err == nil; i++ {
+	if g.err != nil {
+		return
+	}
+	t.Shape = make([]int, rank)
+	for i := range t.Shape {
 		d := g.u64()
-		if d < 1 || d > 1<<48 {
+		if g.err == nil && (d < 1 || d > 1<<48) {
 			g.fault(at, "tensor %q has a dimension of %d", t.Name, d)
 		}
-		t.Shape = append(t.Shape, int(d))
+		t.Shape[i] = int(d)
 	}
 	code, offset := g.u32(), g.u64()
 	if g.err != nil {
-		return t
+		return
 	}
 	slices.Reverse(t.Shape)
 	var known bool
 	if t.DType, known = ggufTypes[code]; !known {
 		g.fault(at, "tensor %q is stored as type %s, which is not supported, only %v", t.Name,
 			cmp.Or(ggufOtherTypes[code], strconv.Itoa(int(code))), slices.Sorted(maps.Values(ggufTypes)))
-		return t
+		return
 	}
 	n, ok := elements(t.Shape)
 	row := t.Shape[len(t.Shape)-1]
@@ -134,14 +184,13 @@ func (g *ggufReader) tensorInfo() *Tensor {
 		g.fault(at, "tensor %q: %v elements at offset %d are too many", t.Name, t.Shape, offset)
 	}
 	t.offset = int64(offset)
-	return t
 }
 
 // place checks that each tensor lies in the file, aligned and over no other, and
 // makes offsets absolute. The data begins at the first aligned byte after header.
 func (g *GGUF) place(header, size int64) error {
 	alignment := int64(32)
-	if v, ok := g.meta["general.alignment"]; ok {
+	if v := g.meta.find("general.alignment"); v != nil {
 		a, isInt := v.(int64)
 		if !isInt || a < 8 || a > 1<<20 || a&(a-1) != 0 {
 			return &FormatError{g.File, header, fmt.Sprintf("general.alignment %v is not a power of two from 8 to 2^20", v)}
@@ -150,9 +199,7 @@ func (g *GGUF) place(header, size int64) error {
 	}
 	start := (header + alignment - 1) / alignment * alignment
 	next := int64(0)
-	for _, t := range slices.SortedFunc(maps.Values(g.tensors), func(a, b *Tensor) int {
-		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.size, b.size), cmp.Compare(a.Name, b.Name))
-	}) {
+	for _, t := range g.tensors.byPlace() {
 		switch {
 		case t.offset%alignment != 0:
 			return &FormatError{g.File, start + t.offset, fmt.Sprintf("tensor %q is not aligned to %d bytes", t.Name, alignment)}
@@ -168,11 +215,11 @@ func (g *GGUF) place(header, size int64) error {
 }
 
 // Names returns the tensors' names in the file, sorted.
-func (g *GGUF) Names() []string { return slices.Sorted(maps.Keys(g.tensors)) }
+func (g *GGUF) Names() []string { return g.tensors.names() }
 
 // Tensor returns the tensor with this name in the file.
 func (g *GGUF) Tensor(name string) (*Tensor, error) {
-	if t, ok := g.tensors[name]; ok {
+	if t := g.tensors.find(name); t != nil {
 		return t, nil
 	}
 	return nil, fmt.Errorf("%s: no tensor %q", g.File, name)
@@ -184,8 +231,8 @@ func (g *GGUF) Close() error { return g.close() }
 // metaValue looks up a metadata value that must have type T; ok is false when the key is
 // absent.
 func metaValue[T any](g *GGUF, key string) (value T, ok bool, err error) {
-	v, ok := g.meta[key]
-	if !ok {
+	v := g.meta.find(key)
+	if v == nil {
 		return value, false, nil
 	}
 	if value, ok = v.(T); !ok {

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"qlora/internal/hubcache"
 )
 
 // openGGUFModel opens a .gguf file as a model with Hugging Face names.
@@ -50,7 +52,7 @@ func (g *GGUF) config() (Config, error) {
 			r.err = fmt.Errorf("metadata %s is %d, not the head size %d: that is not supported", key(name), n, c.HeadDim)
 		}
 	}
-	if kind := r.textOr(key("rope.scaling.type"), "none"); kind != "none" || g.tensors["rope_freqs.weight"] != nil {
+	if kind := r.textOr(key("rope.scaling.type"), "none"); kind != "none" || g.tensors.find("rope_freqs.weight") != nil {
 		return c, fmt.Errorf("%s: the model scales its rope (%s), which is not supported", g.File, kind)
 	}
 	c.BOSTokenID = r.int("tokenizer.ggml.bos_token_id", -1)
@@ -60,10 +62,10 @@ func (g *GGUF) config() (Config, error) {
 			c.EOSTokenID = append(c.EOSTokenID, id)
 		}
 	}
-	if embed := g.tensors["token_embd.weight"]; embed != nil {
+	if embed := g.tensors.find("token_embd.weight"); embed != nil {
 		c.VocabSize = embed.Rows()
 	}
-	c.AttentionBias = g.tensors["blk.0.attn_q.bias"] != nil
+	c.AttentionBias = g.tensors.find("blk.0.attn_q.bias") != nil
 	if r.err == nil {
 		r.err = c.validate()
 	}
@@ -105,13 +107,16 @@ func huggingFaceName(name string) string {
 // tied, and marks the q and k rows that the llama architecture stores permuted.
 func (g *GGUF) mapped(c *Config) (map[string]*Tensor, error) {
 	tensors := make(map[string]*Tensor, len(g.tensors))
-	for name, t := range g.tensors {
+	for _, t := range g.tensors {
 		renamed := *t
-		renamed.Name = huggingFaceName(name)
+		renamed.Name = huggingFaceName(t.Name)
+		if tensors[renamed.Name] != nil {
+			return nil, &FormatError{g.File, t.entry, fmt.Sprintf("a second tensor for %s", renamed.Name)}
+		}
 		permuted := strings.Contains(renamed.Name, ".q_proj.") || strings.Contains(renamed.Name, ".k_proj.")
 		if c.ModelType == "llama" && permuted {
 			if len(t.Shape) > 2 || t.Shape[0]%c.HeadDim != 0 {
-				return nil, fmt.Errorf("%s: tensor %s has shape %v, not whole heads of %d rows", g.File, name, t.Shape, c.HeadDim)
+				return nil, fmt.Errorf("%s: tensor %s has shape %v, not whole heads of %d rows", g.File, t.Name, t.Shape, c.HeadDim)
 			}
 			renamed.permuted = c.HeadDim
 		}
@@ -166,9 +171,9 @@ func sameMatrix(a, b *Tensor) (bool, error) {
 // hubID returns the hub id the file was converted from, when its metadata tell.
 func (g *GGUF) hubID() string {
 	for _, key := range []string{"general.source.huggingface.repository", "general.source.repo_url", "general.repo_url"} {
-		if text, ok := g.meta[key].(string); ok {
+		if text, ok := g.meta.find(key).(string); ok {
 			id := strings.TrimPrefix(strings.TrimSuffix(text, "/"), "https://huggingface.co/")
-			if hubIDPattern.MatchString(id) {
+			if hubcache.IsID(id) {
 				return id
 			}
 		}
@@ -251,7 +256,7 @@ func (r *ggufMeta) text(key string) string {
 }
 
 func (r *ggufMeta) textOr(key, absent string) string {
-	if _, ok := r.g.meta[key]; !ok {
+	if r.g.meta.find(key) == nil {
 		return absent
 	}
 	return r.text(key)
@@ -259,7 +264,7 @@ func (r *ggufMeta) textOr(key, absent string) string {
 
 // int returns a whole number, or absent.
 func (r *ggufMeta) int(key string, absent int) int {
-	switch v := r.g.meta[key].(type) {
+	switch v := r.g.meta.find(key).(type) {
 	case nil:
 		return absent
 	case int64:
@@ -278,7 +283,7 @@ func (r *ggufMeta) int(key string, absent int) int {
 // float returns a number, or absent. A float32 is read as the shortest decimal that
 // rounds to it: 1e-5 is meant where 9.99999974e-06 is stored.
 func (r *ggufMeta) float(key string, absent float64) float64 {
-	switch v := r.g.meta[key].(type) {
+	switch v := r.g.meta.find(key).(type) {
 	case nil:
 		return absent
 	case float64:

@@ -92,9 +92,26 @@ func TestGGUFMetadata(t *testing.T) {
 		"t.u64": uint64(1<<63 + 5), "t.i64": int64(-1 << 62), "t.f64": 1e-300,
 		"t.strings": []string{"a", "", "ü"}, "t.ints": []int32{1, -2, 3}, "t.floats": []float32{0.5, -1.5}, "t.bools": []bool{true, false},
 	}
-	if diff := cmp.Diff(want, g.meta); diff != "" {
+	if diff := cmp.Diff(want, metadataMap(g.meta)); diff != "" {
 		t.Error(diff)
 	}
+}
+
+// metadata makes sorted values of a map, metadataMap a map of them.
+func metadata(m map[string]any) ggufValues {
+	var all ggufValues
+	for _, key := range slices.Sorted(maps.Keys(m)) {
+		all = append(all, ggufValue{key: key, value: m[key]})
+	}
+	return all
+}
+
+func metadataMap(all ggufValues) map[string]any {
+	m := map[string]any{}
+	for _, v := range all {
+		m[v.key] = v.value
+	}
+	return m
 }
 
 // Arrays of every type read as slices of that type.
@@ -109,7 +126,7 @@ func TestGGUFArrays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, g.meta["k"]); diff != "" {
+		if diff := cmp.Diff(want, g.meta.find("k")); diff != "" {
 			t.Error(diff)
 		}
 	}
@@ -117,8 +134,8 @@ func TestGGUFArrays(t *testing.T) {
 
 // Metadata of another type than a model's are refused, not read as zero.
 func TestGGUFMetadataTypes(t *testing.T) {
-	g := &GGUF{File: "x", meta: map[string]any{"text": "a", "list": []int32{1}, "big": uint64(1 << 63), "u64": uint64(7), "f64": 0.1,
-		"general.source.repo_url": "https://huggingface.co/org/name/", "tokenizer.ggml.model": "gpt2"}}
+	g := &GGUF{File: "x", meta: metadata(map[string]any{"text": "a", "list": []int32{1}, "big": uint64(1 << 63), "u64": uint64(7), "f64": 0.1,
+		"general.source.repo_url": "https://huggingface.co/org/name/", "tokenizer.ggml.model": "gpt2"})}
 	for _, read := range []func(*ggufMeta){
 		func(r *ggufMeta) { r.int("text", 0) }, func(r *ggufMeta) { r.int("list", 0) }, func(r *ggufMeta) { r.int("big", 0) },
 		func(r *ggufMeta) { r.float("text", 0) }, func(r *ggufMeta) { r.text("list") }, func(r *ggufMeta) { r.text("none") },
@@ -139,13 +156,13 @@ func TestGGUFMetadataTypes(t *testing.T) {
 		"tokenizer.ggml.tokens": []int32{1}, "tokenizer.ggml.token_type": []int32{1, 1}, "tokenizer.ggml.scores": []float32{1, 1},
 		"tokenizer.ggml.eos_token_id": int64(1), "tokenizer.ggml.model": int64(1),
 	} {
-		meta := maps.Clone(g.meta)
+		meta := metadataMap(g.meta)
 		meta["tokenizer.ggml.tokens"] = []string{"a"}
-		if _, err := (&GGUF{File: "x", meta: meta}).Tokenizer(); err != nil {
+		if _, err := (&GGUF{File: "x", meta: metadata(meta)}).Tokenizer(); err != nil {
 			t.Error(err)
 		}
 		meta[key] = value
-		if _, err := (&GGUF{File: "x", meta: meta}).Tokenizer(); err == nil || !strings.HasPrefix(err.Error(), "x: ") {
+		if _, err := (&GGUF{File: "x", meta: metadata(meta)}).Tokenizer(); err == nil || !strings.HasPrefix(err.Error(), "x: ") {
 			t.Errorf("%s: got %v", key, err)
 		}
 	}
@@ -411,12 +428,20 @@ func TestGGUFModelRefuses(t *testing.T) {
 	}
 }
 
+// Two tensors by the name that GGUF has for a weight, and by Hugging Face's.
+func TestGGUFSameTensorTwice(t *testing.T) {
+	g := &GGUF{File: "x.gguf", tensors: tensorList{{Name: "model.norm.weight", Shape: []int{8}}, {Name: "output_norm.weight", Shape: []int{8}, entry: 99}}}
+	if _, err := g.mapped(&Config{}); err == nil || err.Error() != "x.gguf: byte 99: a second tensor for model.norm.weight" {
+		t.Errorf("got %v", err)
+	}
+}
+
 func BenchmarkReadRowsF32(b *testing.B) {
 	for _, dtype := range []DType{F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K} {
 		b.Run(string(dtype), func(b *testing.B) {
 			const rows, width = 512, 1024
 			size, _ := dtype.size(rows * width)
-			t := &Tensor{DType: dtype, Shape: []int{rows, width}, src: bytes.NewReader(make([]byte, size)), size: size, file: "bench"}
+			t := &Tensor{DType: dtype, Shape: []int{rows, width}, from: &origin{"bench", bytes.NewReader(make([]byte, size))}, size: size}
 			dst := make([]float32, rows*width)
 			b.SetBytes(4 * rows * width)
 			for b.Loop() {

@@ -105,7 +105,7 @@ func (m *Model) load() error {
 		if err != nil {
 			return err
 		}
-		m.tensors = f.tensors
+		m.tensors = f.tensors.byName()
 		return nil
 	case m.folder.has(indexName):
 		return m.loadShards()
@@ -125,32 +125,61 @@ func (m *Model) openShard(name string) (*File, error) {
 // indexName is the file that says which shard holds which tensor.
 const indexName = "model.safetensors.index.json"
 
-// shardIndex is the content of indexName.
-type shardIndex struct {
-	Metadata  map[string]any    `json:"metadata"`
-	WeightMap map[string]string `json:"weight_map"`
-}
+// A placed is a line of indexName: a tensor and the shard that holds it.
+type placed struct{ tensor, shard string }
 
 // maxIndex bounds the size of indexName; a 72B model has 0.1 MB.
 const maxIndex = 64 << 20
 
-func parseIndex(data []byte, name string) (shardIndex, error) {
-	var index shardIndex
-	if err := strictjson.Unmarshal(data, maxIndex, &index); err != nil {
-		return index, fmt.Errorf("%s: %w", name, err)
+// parseIndex reads the weight_map of an index, and sorts it by tensor.
+func parseIndex(data []byte, name string) ([]placed, error) {
+	var all []placed
+	top, err := strictjson.Parse(data, maxIndex)
+	if err == nil {
+		err = top.Each(func(key []byte, v strictjson.Value) (err error) {
+			if string(key) == "weight_map" {
+				all, err = parseWeightMap(v)
+			}
+			return err
+		})
 	}
-	if len(index.WeightMap) == 0 {
-		return index, fmt.Errorf("%s: weight_map is missing or empty", name)
+	if err == nil && len(all) == 0 {
+		err = errors.New("weight_map is missing or empty")
 	}
-	for tensor, shard := range index.WeightMap {
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return all, nil
+}
+
+// minPlaced is the length of the shortest line of a weight_map, with its comma.
+const minPlaced = len(`"":".safetensors",`)
+
+func parseWeightMap(v strictjson.Value) ([]placed, error) {
+	o, err := v.Object()
+	if err != nil {
+		return nil, err
+	}
+	all := make([]placed, 0, min(o.Len(), len(v.Raw)/minPlaced+1)) // where there are more, some are no such lines
+	shard := ""                                                    // the last one: tensors of one stand together
+	err = o.Each(func(key []byte, v strictjson.Value) error {
+		if v.Raw[0] != '"' {
+			return v.Fault("weight_map of %q: %.20s is not a file's name", key, v.Raw)
+		}
+		if file := v.Raw[1 : len(v.Raw)-1]; string(file) != shard {
+			shard = string(file)
+		}
 		if err := checkBaseName(shard); err != nil {
-			return index, fmt.Errorf("%s: weight_map of %q: %w", name, tensor, err)
+			return v.Fault("weight_map of %q: %s", key, err)
 		}
 		if !strings.HasSuffix(shard, ".safetensors") {
-			return index, fmt.Errorf("%s: weight_map of %q: %q is not a .safetensors file", name, tensor, shard)
+			return v.Fault("weight_map of %q: %q is not a .safetensors file", key, shard)
 		}
-	}
-	return index, nil
+		all = append(all, placed{string(key), shard})
+		return nil
+	})
+	slices.SortFunc(all, func(a, b placed) int { return strings.Compare(a.tensor, b.tensor) })
+	return all, err
 }
 
 // loadShards opens the shards of the index, and holds that it and they list the
@@ -164,22 +193,28 @@ func (m *Model) loadShards() error {
 	if err != nil {
 		return err
 	}
-	m.tensors = make(map[string]*Tensor, len(index.WeightMap))
-	for _, shard := range slices.Compact(slices.Sorted(maps.Values(index.WeightMap))) {
+	shards := make([]string, len(index))
+	for i, p := range index {
+		shards[i] = p.shard
+	}
+	slices.Sort(shards)
+	m.tensors = make(map[string]*Tensor, len(index))
+	for _, shard := range slices.Compact(shards) {
 		f, err := m.openShard(shard)
 		if err != nil {
 			return err
 		}
-		for name, t := range f.tensors {
-			if index.WeightMap[name] != shard {
-				return fmt.Errorf("%s: holds tensor %q, which %s does not place there", f.name, name, indexName)
+		for _, t := range f.tensors {
+			i, ok := slices.BinarySearchFunc(index, t.Name, func(p placed, name string) int { return strings.Compare(p.tensor, name) })
+			if !ok || index[i].shard != shard {
+				return fmt.Errorf("%s: holds tensor %q, which %s does not place there", f.name, t.Name, indexName)
 			}
-			m.tensors[name] = t
+			m.tensors[t.Name] = t
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(index.WeightMap)) {
-		if m.tensors[name] == nil {
-			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.Path(indexName), name, index.WeightMap[name])
+	for _, p := range index {
+		if m.tensors[p.tensor] == nil {
+			return fmt.Errorf("%s: tensor %q is not in %s, where weight_map places it", m.folder.Path(indexName), p.tensor, p.shard)
 		}
 	}
 	return nil

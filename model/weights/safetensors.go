@@ -1,15 +1,13 @@
 package weights
 
 import (
-	"cmp"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -20,7 +18,7 @@ import (
 const maxHeader = 100_000_000
 
 // maxRank bounds the dimensions of a tensor.
-const maxRank = 16
+const maxRank = 8
 
 // A File is an open safetensors file: 8 bytes with the length of the header, little
 // endian; the header, a JSON object of tensors; their bytes without gaps.
@@ -28,7 +26,7 @@ const maxRank = 16
 type File struct {
 	Metadata map[string]string // of the header's __metadata__; nil when it has none
 	name     string
-	tensors  map[string]*Tensor
+	tensors  tensorList
 	close    func() error
 }
 
@@ -101,116 +99,169 @@ func ReadSafetensors(src io.ReaderAt, size int64, name string) (*File, error) {
 	if header[0] != '{' {
 		return nil, fault(8, "the header begins with %q, not with {", header[0])
 	}
-	members, err := strictjson.Members(header, maxHeader)
-	if err != nil {
-		return nil, headerFault(name, 8, "", err)
+	file := &File{name: name, close: func() error { return nil }}
+	if err := file.parse(header, &origin{name, src}); err != nil {
+		return nil, err
 	}
-	file := &File{name: name, tensors: make(map[string]*Tensor, len(members)), close: func() error { return nil }}
-	for _, m := range members {
-		at := int64(8 + m.Offset)
-		if m.Key == "__metadata__" {
-			if err := strictjson.Unmarshal(m.Value, maxHeader, &file.Metadata); err != nil {
-				return nil, headerFault(name, at, "__metadata__: ", err)
-			}
-			continue
-		}
-		t, err := tensorInfo(m.Value)
-		if err != nil {
-			return nil, headerFault(name, at, fmt.Sprintf("tensor %q: ", m.Key), err)
-		}
-		t.Name, t.file, t.src = m.Key, name, src
-		file.tensors[m.Key] = t
-	}
-	if err := placeTensors(file.tensors, name, int64(8+n), size); err != nil {
+	if err := file.place(int64(8+n), size); err != nil {
 		return nil, err
 	}
 	return file, nil
 }
 
-// headerFault places an error in the file: base is where the JSON that was read
-// begins, what names it.
-func headerFault(name string, base int64, what string, err error) error {
-	fault := &FormatError{name, base, "header: " + what + err.Error()}
+// metadataKey is the one key of a header that is no tensor's name.
+const metadataKey = "__metadata__"
+
+// parse reads the header.
+func (f *File) parse(header []byte, from *origin) error {
+	top, err := strictjson.Parse(header, maxHeader)
+	if err != nil {
+		return headerFault(f.name, "", err)
+	}
+	f.tensors = make(tensorList, 0, min(top.Len(), len(header)/minEntry+1)) // where there are more keys, some are no tensors'
+	var block tensorBlock
+	err = top.Each(func(key []byte, v strictjson.Value) error {
+		if string(key) == metadataKey {
+			err := f.parseMetadata(v)
+			return headerFault(f.name, metadataKey+": ", err)
+		}
+		t := block.next()
+		if err := t.parse(v); err != nil {
+			return headerFault(f.name, fmt.Sprintf("tensor %q: ", key), err)
+		}
+		t.Name, t.from, t.entry = string(key), from, int64(8+v.Offset)
+		f.tensors = append(f.tensors, t)
+		return nil
+	})
+	f.tensors.sort()
+	return err
+}
+
+// minEntry is the length of the shortest entry of a tensor, with its comma.
+const minEntry = len(`"":{"dtype":"U8","shape":[],"data_offsets":[0,1]},`)
+
+// maxMetadata bounds the keys of the metadata.
+const maxMetadata = 1 << 12
+
+func (f *File) parseMetadata(v strictjson.Value) error {
+	o, err := v.Object()
+	if err != nil {
+		return err
+	}
+	members, err := o.Members(maxMetadata)
+	if err != nil {
+		return err
+	}
+	f.Metadata = make(map[string]string, len(members))
+	for _, m := range members {
+		var text string
+		if json.Unmarshal(m.Raw, &text) != nil {
+			return m.Fault("%.40q is not text: %.40s", m.Key, m.Raw)
+		}
+		f.Metadata[m.Key] = text
+	}
+	return nil
+}
+
+// headerFault places an error of the header, which begins at byte 8 of the file.
+func headerFault(name, what string, err error) error {
 	var at *strictjson.Error
 	if errors.As(err, &at) {
-		fault.Offset += at.Offset
-		fault.Msg = "header: " + what + at.Msg
+		return &FormatError{name, 8 + at.Offset, "header: " + what + at.Msg}
 	}
-	return fault
+	return err
 }
 
-// tensorInfo reads a tensor's entry of the header; its offset is relative to the
-// end of the header.
-func tensorInfo(value json.RawMessage) (*Tensor, error) {
-	var info struct {
-		DType   *DType  `json:"dtype"`
-		Shape   *counts `json:"shape"`
-		Offsets *counts `json:"data_offsets"`
+// parse reads a tensor's entry of the header; its offset is relative to the end of
+// the header.
+func (t *Tensor) parse(entry strictjson.Value) error {
+	var shapeRoom, offsetRoom [maxRank]int
+	var offsets []int
+	o, err := entry.Object()
+	if err != nil {
+		return err
 	}
-	if err := strictjson.Unmarshal(value, maxHeader, &info); err != nil {
-		return nil, err
+	err = o.Each(func(key []byte, v strictjson.Value) (err error) {
+		switch string(key) {
+		case "dtype":
+			t.DType, err = dtype(v)
+		case "shape":
+			var shape []int
+			if shape, err = counts(shapeRoom[:0], v); shape != nil {
+				t.Shape = make([]int, len(shape))
+				copy(t.Shape, shape)
+			}
+		case "data_offsets":
+			offsets, err = counts(offsetRoom[:0], v)
+		default:
+			for _, known := range []string{"dtype", "shape", "data_offsets"} {
+				if strings.EqualFold(known, string(key)) {
+					return v.Fault("key %q must be spelled %q", key, known)
+				}
+			}
+		}
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	switch {
-	case info.DType == nil:
-		return nil, errors.New("dtype is missing")
-	case info.Shape == nil:
-		return nil, errors.New("shape is missing")
-	case info.Offsets == nil:
-		return nil, errors.New("data_offsets is missing")
-	case !slices.Contains(safetensorsTypes, *info.DType):
-		return nil, fmt.Errorf("unknown dtype %q", *info.DType)
-	case len(*info.Offsets) != 2:
-		return nil, fmt.Errorf("data_offsets has %d numbers, not 2", len(*info.Offsets))
+	case t.DType == "":
+		return entry.Fault("dtype is missing")
+	case t.Shape == nil:
+		return entry.Fault("shape is missing")
+	case offsets == nil:
+		return entry.Fault("data_offsets is missing")
+	case len(offsets) != 2:
+		return entry.Fault("data_offsets has %d numbers, not 2", len(offsets))
 	}
-	begin, end := int64((*info.Offsets)[0]), int64((*info.Offsets)[1])
+	begin, end := int64(offsets[0]), int64(offsets[1])
 	if begin > end {
-		return nil, fmt.Errorf("data_offsets [%d, %d] run backwards", begin, end)
+		return entry.Fault("data_offsets [%d, %d] run backwards", begin, end)
 	}
-	n, ok := elements(*info.Shape)
+	n, ok := elements(t.Shape)
 	if !ok {
-		return nil, fmt.Errorf("shape %v has too many elements", *info.Shape)
+		return entry.Fault("shape %v has too many elements", t.Shape)
 	}
-	size, ok := info.DType.size(n)
+	size, ok := t.DType.size(n)
 	switch {
 	case !ok:
-		return nil, fmt.Errorf("%d elements of %s do not fill whole bytes, or too many", n, *info.DType)
+		return entry.Fault("%d elements of %s do not fill whole bytes, or too many", n, t.DType)
 	case size != end-begin:
-		return nil, fmt.Errorf("data_offsets [%d, %d] hold %d bytes, but %s %v takes %d", begin, end, end-begin, *info.DType, *info.Shape, size)
+		return entry.Fault("data_offsets [%d, %d] hold %d bytes, but %s %v takes %d", begin, end, end-begin, t.DType, t.Shape, size)
 	}
-	return &Tensor{DType: *info.DType, Shape: *info.Shape, offset: begin, size: size}, nil
+	t.offset, t.size = begin, size
+	return nil
 }
 
-// placeTensors checks that the tensors fill the file from byte start to size
-// without gap or overlap, and makes their offsets absolute.
-func placeTensors(tensors map[string]*Tensor, name string, start, size int64) error {
-	sorted := slices.SortedFunc(maps.Values(tensors), func(a, b *Tensor) int {
-		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.size, b.size), cmp.Compare(a.Name, b.Name))
-	})
+// place checks that the tensors fill the file from byte start to size without gap
+// or overlap, and makes their offsets absolute.
+func (f *File) place(start, size int64) error {
 	next := int64(0)
-	for _, t := range sorted {
+	for _, t := range f.tensors.byPlace() {
 		switch {
 		case t.size > size-start-t.offset:
-			return &FormatError{name, size, fmt.Sprintf("tensor %q is cut off: it ends %d bytes past the end of the file", t.Name, t.size-(size-start-t.offset))}
+			return &FormatError{f.name, size, fmt.Sprintf("tensor %q is cut off: it ends %d bytes past the end of the file", t.Name, t.size-(size-start-t.offset))}
 		case t.offset < next:
-			return &FormatError{name, start + t.offset, fmt.Sprintf("tensor %q overlaps the one before it", t.Name)}
+			return &FormatError{f.name, start + t.offset, fmt.Sprintf("tensor %q overlaps the one before it", t.Name)}
 		case t.offset > next:
-			return &FormatError{name, start + next, fmt.Sprintf("%d bytes before tensor %q belong to none", t.offset-next, t.Name)}
+			return &FormatError{f.name, start + next, fmt.Sprintf("%d bytes before tensor %q belong to none", t.offset-next, t.Name)}
 		}
 		next += t.size
 		t.offset += start
 	}
 	if start+next != size {
-		return &FormatError{name, start + next, fmt.Sprintf("%d bytes follow the last tensor", size-start-next)}
+		return &FormatError{f.name, start + next, fmt.Sprintf("%d bytes follow the last tensor", size-start-next)}
 	}
 	return nil
 }
 
 // Names returns the names of the tensors, sorted.
-func (f *File) Names() []string { return slices.Sorted(maps.Keys(f.tensors)) }
+func (f *File) Names() []string { return f.tensors.names() }
 
 // Tensor returns the tensor called name.
 func (f *File) Tensor(name string) (*Tensor, error) {
-	if t, ok := f.tensors[name]; ok {
+	if t := f.tensors.find(name); t != nil {
 		return t, nil
 	}
 	return nil, fmt.Errorf("%s: no tensor %q", f.name, name)
@@ -219,31 +270,47 @@ func (f *File) Tensor(name string) (*Tensor, error) {
 // Close closes the file; its tensors cannot be read afterwards.
 func (f *File) Close() error { return f.close() }
 
-// counts is a list of at most maxRank whole numbers, none negative, written
-// without sign, fraction or exponent.
-type counts []int
+// dtype reads a tensor's type; null is none.
+func dtype(v strictjson.Value) (DType, error) {
+	if v.Raw[0] != '"' {
+		return "", null(v, "a type")
+	}
+	for _, t := range safetensorsTypes {
+		if string(v.Raw[1:len(v.Raw)-1]) == string(t) {
+			return t, nil
+		}
+	}
+	return "", v.Fault("unknown dtype %.40s", v.Raw)
+}
 
-func (c *counts) UnmarshalJSON(data []byte) error {
-	list, ok := strings.CutPrefix(string(data[:min(len(data), 32*maxRank)]), "[")
-	if !ok {
-		return fmt.Errorf("%.20q is not a list of numbers", data)
+// counts appends a list of at most maxRank whole numbers, none negative, written
+// without sign, fraction or exponent; null is nil.
+func counts(dst []int, v strictjson.Value) ([]int, error) {
+	if v.Raw[0] != '[' {
+		return nil, null(v, "a list of numbers")
 	}
-	*c = counts{}
-	if list, ok = strings.CutSuffix(list, "]"); !ok {
-		return fmt.Errorf("%.20q… has more than %d numbers", data, maxRank)
+	list := bytes.TrimSpace(v.Raw[1 : len(v.Raw)-1])
+	if len(list) == 0 {
+		return dst, nil
 	}
-	if strings.TrimSpace(list) == "" {
+	if bytes.Count(list, []byte(",")) >= maxRank {
+		return nil, v.Fault("more than %d numbers", maxRank)
+	}
+	for text := range bytes.SplitSeq(list, []byte(",")) {
+		text = bytes.TrimSpace(text)
+		n, err := strconv.ParseUint(string(text), 10, 63)
+		if err != nil {
+			return nil, v.Fault("%.30q is not a whole number from 0 to 2^63-1", text)
+		}
+		dst = append(dst, int(n))
+	}
+	return dst, nil
+}
+
+// null is nil for a value that is as good as missing, and says what another is not.
+func null(v strictjson.Value, what string) error {
+	if v.Raw[0] == 'n' {
 		return nil
 	}
-	for text := range strings.SplitSeq(list, ",") {
-		n, err := strconv.ParseUint(strings.TrimSpace(text), 10, 63)
-		if err != nil || n > 1<<63-1 {
-			return fmt.Errorf("%.30q is not a whole number from 0 to 2^63-1", text)
-		}
-		if len(*c) == maxRank {
-			return fmt.Errorf("more than %d numbers", maxRank)
-		}
-		*c = append(*c, int(n))
-	}
-	return nil
+	return v.Fault("%.20q is not %s", v.Raw, what)
 }

@@ -1,9 +1,12 @@
 package weights
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"qlora/internal/random"
@@ -19,11 +22,70 @@ type Tensor struct {
 	// Random is the stream its values are, rounded to bfloat16, row by row; nil for a tensor of a file.
 	Random *random.Normal
 
-	file     string // for error messages
-	src      io.ReaderAt
-	offset   int64 // in src, of the first byte
+	from     *origin
+	entry    int64 // byte of the file's header that it is declared at
+	offset   int64 // in the file, of the first byte
 	size     int64 // in bytes
 	permuted int   // head size D of rows stored for interleaved rope; 0: rows lie in order
+}
+
+// An origin is what tensors are read from.
+type origin struct {
+	name string // for error messages
+	src  io.ReaderAt
+}
+
+// A tensorBlock is where tensors of a file are made, 64 at a time.
+type tensorBlock []Tensor
+
+func (b *tensorBlock) next() *Tensor {
+	if len(*b) == cap(*b) {
+		*b = make(tensorBlock, 0, 64)
+	}
+	*b = (*b)[:len(*b)+1]
+	return &(*b)[len(*b)-1]
+}
+
+// A tensorList is sorted by name. A map would take three times the memory, of files
+// that declare millions of tensors in as few bytes as can be.
+type tensorList []*Tensor
+
+func (l tensorList) sort() {
+	slices.SortStableFunc(l, func(a, b *Tensor) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// find returns the tensor called name, nil where there is none.
+func (l tensorList) find(name string) *Tensor {
+	i, ok := slices.BinarySearchFunc(l, name, func(t *Tensor, name string) int { return strings.Compare(t.Name, name) })
+	if !ok {
+		return nil
+	}
+	return l[i]
+}
+
+func (l tensorList) names() []string {
+	names := make([]string, len(l))
+	for i, t := range l {
+		names[i] = t.Name
+	}
+	return names
+}
+
+func (l tensorList) byName() map[string]*Tensor {
+	m := make(map[string]*Tensor, len(l))
+	for _, t := range l {
+		m[t.Name] = t
+	}
+	return m
+}
+
+// byPlace returns the tensors in the order of their bytes.
+func (l tensorList) byPlace() []*Tensor {
+	sorted := slices.Clone(l)
+	slices.SortFunc(sorted, func(a, b *Tensor) int {
+		return cmp.Or(cmp.Compare(a.offset, b.offset), cmp.Compare(a.size, b.size), strings.Compare(a.Name, b.Name))
+	})
+	return sorted
 }
 
 // Rows returns the number of rows, Shape[0] of a tensor of two or more dimensions;
@@ -54,7 +116,7 @@ func (t *Tensor) ReadRowsRaw(dst []byte, row, n int) error {
 	rowBytes, ok := t.DType.size(int64(t.RowLen()))
 	switch {
 	case t.DType.Blocked() || t.permuted != 0 || !ok:
-		return fmt.Errorf("%s: %s is stored as %s, whose rows have no bytes of their own: read it as float32", t.file, t.Name, t.DType)
+		return fmt.Errorf("%s: %s is stored as %s, whose rows have no bytes of their own: read it as float32", t.from.name, t.Name, t.DType)
 	case len(dst) != n*int(rowBytes):
 		return fmt.Errorf("%s: %d bytes asked for %d rows of %d bytes", t.Name, len(dst), n, rowBytes)
 	}
@@ -72,7 +134,7 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	width := t.RowLen()
 	switch {
 	case widen == nil:
-		return fmt.Errorf("%s: %s is stored as %s, which does not read as float32", t.file, t.Name, t.DType)
+		return fmt.Errorf("%s: %s is stored as %s, which does not read as float32", t.from.name, t.Name, t.DType)
 	case len(dst) != n*width:
 		return fmt.Errorf("%s: %d elements asked for %d rows of %d", t.Name, len(dst), n, width)
 	}
@@ -119,14 +181,14 @@ func (t *Tensor) readElements(dst []float32, start int64) error {
 
 // readAt reads stored bytes from off, counted from the start of the tensor.
 func (t *Tensor) readAt(p []byte, off int64) error {
-	n, err := t.src.ReadAt(p, t.offset+off)
+	n, err := t.from.src.ReadAt(p, t.offset+off)
 	switch {
 	case n == len(p):
 		return nil
 	case errors.Is(err, io.EOF):
-		return &FormatError{t.file, t.offset + off + int64(n), fmt.Sprintf("the file ends inside %s: it has become shorter since it was opened", t.Name)}
+		return &FormatError{t.from.name, t.offset + off + int64(n), fmt.Sprintf("the file ends inside %s: it has become shorter since it was opened", t.Name)}
 	}
-	return fmt.Errorf("%s: byte %d: reading %s: %w", t.file, t.offset+off, t.Name, err)
+	return fmt.Errorf("%s: byte %d: reading %s: %w", t.from.name, t.offset+off, t.Name, err)
 }
 
 // readPermuted is ReadRowsF32 for rows that the llama converter of GGUF has

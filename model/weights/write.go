@@ -229,9 +229,9 @@ func WriteModel(dir string, metadata map[string]string, entries []Entry, maxShar
 			return err
 		}
 	}
-	index, err := json.MarshalIndent(shardIndex{
-		Metadata:  map[string]any{"total_size": total, "total_parameters": parameters},
-		WeightMap: placed,
+	index, err := json.MarshalIndent(map[string]any{
+		"metadata":   map[string]any{"total_size": total, "total_parameters": parameters},
+		"weight_map": placed,
 	}, "", "  ")
 	if err != nil {
 		return err

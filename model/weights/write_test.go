@@ -87,7 +87,10 @@ func shardedCopy(t *testing.T) string {
 	for _, name := range []string{"config.json", "generation_config.json", indexName} {
 		copyFile(t, filepath.Join(dir, name), filepath.Join(from, name))
 	}
-	var index shardIndex
+	var index struct {
+		Metadata  map[string]any    `json:"metadata"`
+		WeightMap map[string]string `json:"weight_map"`
+	}
 	if err := strictjson.Unmarshal(readFile(t, filepath.Join(from, indexName)), maxIndex, &index); err != nil {
 		t.Fatal(err)
 	}

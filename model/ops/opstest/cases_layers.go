@@ -8,24 +8,31 @@ var none ops.Tensor
 
 func embedCases() []Case {
 	var all []Case
-	add := func(m modelShape, T int) {
+	add := func(m modelShape, T, S int, noise float32) {
 		if sizeOf(T, m.C) == Small {
 			m.V = min(m.V, 300)
 		}
-		c := newCase("Embed", sizeOf(T, m.C), m, batch(T, 1, 0, m.V), 0, "V%d", m.V)
+		host, tol := batch(T, S, 0, m.V), equal
+		if host.Noise = noise; noise > 0 {
+			tol = byElement
+		}
+		c := newCase("Embed", sizeOf(T, m.C), m, host, 0, "V%d noise %g", m.V, noise)
 		c.Bytes = 4 * float64(T) * float64(m.C)
 		c.plan.wire = func(r *rig) func() {
 			w := r.newWeight(r.plain("table", m.V, m.C), nil)
-			x := r.out("x", equal, T, m.C)
+			x := r.out("x", tol, T, m.C)
 			return func() { r.b.Embed(x, w, r.batch) }
 		}
 		all = append(all, c)
 	}
 	for i, m := range allModels {
-		add(m, lengths[i+3])
+		add(m, lengths[i+3], 1, 0)
+		add(m, lengths[i+3], segmentsFor(i, lengths[i+3]), 5)
 	}
-	add(qwen7B, 2048)
-	add(qwen7B, past2G(qwen7B.C))
+	for _, noise := range []float32{0, 5} {
+		add(qwen7B, 2048, 4, noise)
+	}
+	add(qwen7B, past2G(qwen7B.C), 1, 5)
 	return all
 }
 

@@ -1,6 +1,7 @@
 package opstest
 
 import (
+	"fmt"
 	"math"
 
 	"qlora/model/ops"
@@ -73,7 +74,7 @@ func rmsnormBackCases() []Case {
 		c.plan.wire = func(r *rig) func() {
 			lin, lout := r.lora("in", r.gateUp("", m.F, m.C), in, 0), r.lora("out", r.plain("", m.C, m.F), out, 0)
 			x, w, dxn := r.in("x", nil, T, m.C), r.in("w", normal("w", 1), m.C), r.in("dxn", nil, T, m.C)
-			rho := none
+			var rho ops.Tensor
 			if r.sizing {
 				rho = r.inState("rho", nil, T)
 			} else {
@@ -260,9 +261,14 @@ func loraGradCases() []Case {
 
 func headCases() []Case {
 	var all []Case
-	add := func(m modelShape, T, S, N int, op string) {
+	add := func(m modelShape, T, S, N int, op string, smoothing float32) {
 		host := batch(T, S, N, m.V)
+		host.Smoothing = smoothing
 		c := newCase(op, sizeOf(T, m.C), m, host, 0, "N%d V%d", N, m.V)
+		if smoothing > 0 {
+			c.Name += fmt.Sprintf(" smoothing %g", smoothing)
+			c.plan.name = c.Name
+		}
 		n := len(host.Rows)
 		if n*m.V > 1<<31 {
 			c.Size = Huge
@@ -297,16 +303,21 @@ func headCases() []Case {
 	for i, T := range lengths {
 		m := []modelShape{tinyOdd, tinyEven}[i%2]
 		N := []int{T, 1, (T + 2) / 3, 0}[i%4]
-		add(m, T, segmentsFor(i, T), N, "HeadLoss")
-		add(m, T, segmentsFor(i, T), N, []string{"HeadLoss eval", "Logits", "KL"}[i%3])
+		add(m, T, segmentsFor(i, T), N, "HeadLoss", 0)
+		add(m, T, segmentsFor(i, T), N, "HeadLoss", []float32{0.1, 0.9, 1}[i%3])
+		add(m, T, segmentsFor(i, T), N, []string{"HeadLoss eval", "Logits", "KL"}[i%3], 0)
 	}
 	for _, op := range []string{"HeadLoss", "HeadLoss eval", "Logits", "KL"} {
-		add(small, 19, 2, 7, op)
-		add(qwen7B, 2048, 4, 600, op)
+		add(small, 19, 2, 7, op, 0)
+		add(qwen7B, 2048, 4, 600, op, 0)
 	}
-	add(qwen7B, 2048, 4, 2048, "HeadLoss")
-	add(qwen7B, past2G(qwen7B.C), 4, 1000, "HeadLoss")
-	add(qwen7B, 16384, 4, 15000, "Logits")
+	for _, op := range []string{"HeadLoss", "HeadLoss eval"} {
+		add(small, 19, 2, 7, op, 0.1)
+		add(qwen7B, 2048, 4, 600, op, 0.1)
+	}
+	add(qwen7B, 2048, 4, 2048, "HeadLoss", 0)
+	add(qwen7B, past2G(qwen7B.C), 4, 1000, "HeadLoss", 0)
+	add(qwen7B, 16384, 4, 15000, "Logits", 0)
 	return all
 }
 

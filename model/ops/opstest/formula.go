@@ -1,6 +1,7 @@
 package opstest
 
 import (
+	"fmt"
 	"math"
 	"testing"
 
@@ -52,18 +53,7 @@ func layerFormulas() []formula {
 	host, m, h := batch(T, 3, 0, 20), small, small.h
 	three, two, one := adapters{[]int{2, 0, 5}, 0.5}, adapters{[]int{3, 4}, 0.5}, adapters{[]int{6}, 0.5}
 	all := []formula{
-		{"Embed", m, host, func(r *rig) (func(), func() map[string][]float64) {
-			spec := r.plain("table", m.V, m.C)
-			w, x := r.newWeight(spec, nil), r.out("x", equal, T, m.C)
-			return func() { r.b.Embed(x, w, r.batch) }, func() map[string][]float64 {
-				table, _ := r.weightValues(spec, nil)
-				var rows []float64
-				for _, id := range host.IDs {
-					rows = append(rows, table[int(id)*m.C:(int(id)+1)*m.C]...)
-				}
-				return map[string][]float64{"x": rows}
-			}
-		}},
+		embedFormula(m, host, 0), embedFormula(m, host, 5),
 		{"RMSNorm", m, host, func(r *rig) (func(), func() map[string][]float64) {
 			l := r.lora("l", r.qkv("", h, m.C), three, 0)
 			x, w := r.in("x", nil, T, m.C), r.in("w", nil, m.C)
@@ -114,6 +104,29 @@ func layerFormulas() []formula {
 		all = append(all, linearFormula(k, host))
 	}
 	return all
+}
+
+func embedFormula(m modelShape, host ops.HostBatch, noise float32) formula {
+	host.Noise = noise
+	return formula{fmt.Sprintf("Embed/noise %g", noise), m, host, func(r *rig) (func(), func() map[string][]float64) {
+		spec := r.plain("table", m.V, m.C)
+		w, x := r.newWeight(spec, nil), r.out("x", byElement, len(host.IDs), m.C)
+		return func() { r.b.Embed(x, w, r.batch) }, func() map[string][]float64 {
+			table, _ := r.weightValues(spec, nil)
+			var rows []float64
+			for s := range len(host.SegStart) - 1 {
+				length := host.SegStart[s+1] - host.SegStart[s]
+				for t := host.SegStart[s]; t < host.SegStart[s+1]; t++ {
+					for c := range m.C {
+						lanes := ops.DropLanes(host.Seed, host.Step, uint32(c/8), uint32(host.Pos[t]), uint32(host.Sample[t]), ops.NoiseStream)
+						uniform := (2*float64(lanes[c%8]) - 65535) / 65536 // in (-1, 1)
+						rows = append(rows, table[int(host.IDs[t])*m.C+c]+float64(noise)/math.Sqrt(float64(length)*float64(m.C))*uniform)
+					}
+				}
+			}
+			return map[string][]float64{"x": rows}
+		}
+	}}
 }
 
 func linearFormula(k linearCase, host ops.HostBatch) formula {
@@ -204,26 +217,7 @@ func headFormulas() []formula {
 		}
 		return rows
 	}
-	return []formula{
-		{"HeadLoss", m, host, func(r *rig) (func(), func() map[string][]float64) {
-			w, xn := r.newWeight(r.plain("head", m.V, m.C), head()), r.in("xn", nil, T, m.C)
-			nll, hit := r.outState("nll", byElement, N), r.outState("hit", equal, N)
-			return func() { r.b.HeadLoss(none, nll, hit, xn, w, r.batch) }, func() map[string][]float64 {
-				var losses, hits []float64
-				for i, row := range logits(r, "xn") {
-					best := 0
-					for v := range row {
-						if row[v] > row[best] {
-							best = v
-						}
-					}
-					target := int(host.Targets[i])
-					losses = append(losses, logSum(row)-row[target])
-					hits = append(hits, map[bool]float64{true: 1}[best == target])
-				}
-				return map[string][]float64{"nll": losses, "hit": hits}
-			}
-		}},
+	all := []formula{
 		{"Logits and KL", m, host, func(r *rig) (func(), func() map[string][]float64) {
 			w, base, tuned := r.newWeight(r.plain("head", m.V, m.C), head()), r.in("base", nil, T, m.C), r.in("tuned", nil, T, m.C)
 			out, kl := r.outState("logits", byElement, N, m.V), r.outState("kl", byElement, N)
@@ -245,6 +239,37 @@ func headFormulas() []formula {
 				}
 		}},
 	}
+	for _, smoothing := range []float32{0, 0.125, 1} {
+		host := host
+		host.Smoothing = smoothing
+		all = append(all, formula{fmt.Sprintf("HeadLoss/smoothing %g", smoothing), m, host, func(r *rig) (func(), func() map[string][]float64) {
+			w, xn := r.newWeight(r.plain("head", m.V, m.C), head()), r.in("xn", nil, T, m.C)
+			nll, hit := r.outState("nll", byElement, N), r.outState("hit", equal, N)
+			return func() { r.b.HeadLoss(none, nll, hit, xn, w, r.batch) }, func() map[string][]float64 {
+				var losses, hits []float64
+				for i, row := range logits(r, "xn") {
+					best := 0
+					for v := range row {
+						if row[v] > row[best] {
+							best = v
+						}
+					}
+					target, loss := int(host.Targets[i]), 0.0
+					for v := range row {
+						q := float64(smoothing) / float64(m.V)
+						if v == target {
+							q += 1 - float64(smoothing)
+						}
+						loss -= q * (row[v] - logSum(row))
+					}
+					losses = append(losses, loss)
+					hits = append(hits, map[bool]float64{true: 1}[best == target])
+				}
+				return map[string][]float64{"nll": losses, "hit": hits}
+			}
+		}})
+	}
+	return all
 }
 
 func logSum(row []float64) float64 {

@@ -16,7 +16,7 @@ func RunInvariants(t *testing.T, under New, o Options) {
 			for _, c := range []struct {
 				name string
 				run  func(*machine, Storage, Options) error
-			}{{"no leak between segments", noLeak}, {"packed as alone", packedAsAlone}, {"B is zero", zeroB}} {
+			}{{"no leak between segments", noLeak}, {"packed as alone", packedAsAlone}, {"noise packed as alone", noiseAsAlone}, {"B is zero", zeroB}} {
 				t.Run(c.name, func(t *testing.T) {
 					m := &machine{b: under()}
 					if err := c.run(m, s, o); err != nil {
@@ -177,6 +177,55 @@ func eachAlone(m *machine, s Storage, o Options, h ops.HostBatch) error {
 		want := packed.sums[name]
 		if at := worst(got, want); !(abs(got[at]-want[at]) <= 1e-6*(1+norm(want))) {
 			return fmt.Errorf("%s: the segments alone add up to %g at element %d, packed %g", name, got[at], at, want[at])
+		}
+	}
+	return nil
+}
+
+// noiseAsAlone: a token's noise depends on nothing but its own segment's length and its place, and on seed and step.
+func noiseAsAlone(m *machine, s Storage, _ Options) error {
+	embed := func(h ops.HostBatch) ([]float64, error) {
+		p := decoderPlan(even, h)
+		p.wire = func(r *rig) func() {
+			w, x := r.newWeight(r.plain("table", even.V, even.C), nil), r.out("x", anything, len(h.IDs), even.C)
+			return func() { r.b.Embed(x, w, r.batch) }
+		}
+		r, err := m.build(&p, s.Weights, s.Activations)
+		if err != nil {
+			return nil, err
+		}
+		r.run()
+		if err := m.b.Sync(); err != nil {
+			return nil, err
+		}
+		return r.get("x"), r.err
+	}
+	h := batch(137, 3, 40, even.V)
+	h.Noise = 5
+	packed, err := embed(h)
+	if err != nil {
+		return err
+	}
+	for seg := range len(h.SegStart) - 1 {
+		alone, err := embed(segment(h, seg))
+		if err != nil {
+			return err
+		}
+		if !slices.Equal(alone, packed[int(h.SegStart[seg])*even.C:int(h.SegStart[seg+1])*even.C]) {
+			return fmt.Errorf("segment %d has other bits alone than packed", seg)
+		}
+	}
+	for what, change := range map[string]func(*ops.HostBatch){
+		"seed": func(h *ops.HostBatch) { h.Seed++ }, "step": func(h *ops.HostBatch) { h.Step++ }, "alpha": func(h *ops.HostBatch) { h.Noise = 0 },
+	} {
+		other := h
+		change(&other)
+		x, err := embed(other)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(x, packed) {
+			return fmt.Errorf("another %s gives the same noise", what)
 		}
 	}
 	return nil

@@ -8,7 +8,7 @@ import (
 
 // problems lists what RunGradients checks.
 func problems() []problem {
-	all := []problem{headProblem(), decoderProblem(0.5), decoderProblem(0)}
+	all := []problem{headProblem(0), headProblem(0.3), headProblem(1), decoderProblem(0.5), decoderProblem(0)}
 	for _, k := range []ops.WeightKind{ops.Plain, ops.QKV, ops.GateUp} {
 		all = append(all, linearProblem(k))
 	}
@@ -225,10 +225,11 @@ func gradProblem(a adapters, normed bool) problem {
 	}}
 }
 
-func headProblem() problem {
+func headProblem(smoothing float32) problem {
 	const T, N = 9, 5
 	host := batch(T, 2, N, small.V)
-	return problem{"HeadLoss", small, host, func(r *rig) gradients {
+	host.Smoothing = smoothing
+	return problem{fmt.Sprintf("HeadLoss/smoothing %g", smoothing), small, host, func(r *rig) gradients {
 		w := r.newWeight(r.plain("head", small.V, small.C), nil)
 		xn, dxn := r.in("xn", nil, T, small.C), r.out("dxn", byProduct, T, small.C)
 		nll, hit := r.outState("nll", byElement, N), r.outState("hit", equal, N)
