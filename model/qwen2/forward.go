@@ -13,7 +13,8 @@ func (m *Model) rows(t ops.Tensor) ops.Tensor {
 	return t.Rows(0, m.Batch.T)
 }
 
-// at views a layer's activations at the length of the batch. Without adapters there are no u and du.
+// at views a layer's activations at the length of the batch. A weight without adapters has no u and du; those of one
+// with adapters are as wide as their rank, which may be less than what there is room for.
 func (m *Model) at(l int) saved {
 	s := m.saved[l]
 	for _, t := range []*ops.Tensor{&s.x, &s.mid, &s.rhoIn, &s.rhoPost, &s.qkv, &s.o, &s.gateup} {
@@ -21,10 +22,15 @@ func (m *Model) at(l int) saved {
 	}
 	s.lse = s.lse.Slice("lse", 0, m.heads.H, m.Batch.T)
 	for slot := range ops.Slots {
-		if m.adapter == nil {
-			s.u[slot], s.du[slot] = ops.Tensor{}, ops.Tensor{}
+		low := [...]*ops.Tensor{&s.u[slot], &s.du[slot]}
+		a := m.lora(l, slot)
+		for _, t := range low {
+			if a == nil || t.Nil() {
+				*t = ops.Tensor{}
+			} else {
+				*t = t.Slice(t.Name, 0, m.Batch.T, a.Rank)
+			}
 		}
-		s.u[slot], s.du[slot] = m.rows(s.u[slot]), m.rows(s.du[slot])
 	}
 	return s
 }

@@ -105,6 +105,19 @@ func Build(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
 	return m, b.Sync()
 }
 
+// SetParams gives the adapter its parameters. It may have put its modules elsewhere, or left some out, since the model
+// was built, within the room that it had then.
+func (m *Model) SetParams(params []float32) error {
+	m.opt.Adapter.Bind(m.Params, m.Grads)
+	if len(params) > 0 {
+		if err := ops.WriteF32(m.b, m.Params.Slice("lora", 0, len(params)), params); err != nil {
+			return err
+		}
+	}
+	m.ParamsChanged()
+	return nil
+}
+
 // adapters lists the LoRA of every weight that has one.
 func (m *Model) adapters() []*ops.LoRA {
 	var all []*ops.LoRA
