@@ -90,7 +90,7 @@ func Answer(ctx context.Context, g *infer.Generator, sequences int, questions []
 		for i, q := range some {
 			prompts[i] = q.Prompt
 		}
-		answers, err := g.Generate(ctx, prompts, o, nil)
+		answers, err := g.Generate(ctx, prompts, o, infer.Hooks{})
 		if err != nil {
 			return all, err
 		}
