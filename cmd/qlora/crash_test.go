@@ -274,11 +274,6 @@ func TestSignals(t *testing.T) {
 	t.Logf("at most %v from a signal to the end", longest)
 }
 
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
-}
-
 // TestSignalDuringEvaluation sends SIGTERM into a long evaluation: the run saves the step before it and leaves,
 // and what goes on from there evaluates that step.
 func TestSignalDuringEvaluation(t *testing.T) {

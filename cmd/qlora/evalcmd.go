@@ -43,7 +43,8 @@ type evalResult struct {
 }
 
 func (c *evalCmd) Run(e *env) error {
-	if err := c.restore(e); err != nil {
+	list, err := c.restoreAll(e)
+	if err != nil {
 		return err
 	}
 	switch {
@@ -65,7 +66,7 @@ func (c *evalCmd) Run(e *env) error {
 	for _, s := range samples {
 		longest = max(longest, len(s.IDs))
 	}
-	g, err := b.load(e, &c.modelFlags, &c.deviceFlags, c.MaxBatchSize, c.context(b, questions), longest)
+	g, err := b.load(e, list, &c.deviceFlags, c.MaxBatchSize, c.context(b, questions), longest)
 	if err != nil {
 		return err
 	}

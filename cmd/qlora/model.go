@@ -20,7 +20,7 @@ import (
 type modelFlags struct {
 	Model    string   `name:"model" group:"Model" placeholder:"MODEL" help:"A folder in the Hugging Face layout, a .gguf file, or a hub id (org/name) that lies in the local cache of Hugging Face or ModelScope."`
 	Template string   `name:"template" group:"Model" placeholder:"NAME" help:"Chat template: qwen2_5, qwen, smollm2 or chatml. By default that of the model."`
-	Adapters []string `name:"adapters" group:"Model" sep:"none" placeholder:"DIR" help:"A PEFT adapter, such as a checkpoint of a run. Its args.json gives the model, the template and the system where the flags leave them out."`
+	Adapters []string `name:"adapters" group:"Model" sep:"none" placeholder:"DIR..." help:"A PEFT adapter, such as a checkpoint of a run, or name=DIR. Its args.json gives the model, the template and the system where the flags leave them out."`
 	System   *string  `name:"system" group:"Model" help:"System prompt of conversations that bring none, or the path of a .txt file that holds it. '' for no system turn. By default that of the template."`
 
 	ignoreArgs bool // --load_args false
@@ -183,18 +183,12 @@ func textOrFile(text string) (string, error) {
 	return strings.TrimRight(string(file), "\r\n"), err
 }
 
-// loadAdapter reads a PEFT adapter and refuses one that was trained on another base.
+// loadAdapter reads the PEFT adapter at dir, to go on from.
 func loadAdapter(b *base, dir string) (*lora.Set, []float32, error) {
-	set, params, from, err := lora.Load(dir, b.Config)
-	if err != nil {
-		return nil, nil, fmt.Errorf("--adapters: %w", err)
-	}
-	fingerprint, err := b.Fingerprint()
+	all, err := loadAdapters(b, []namedDir{{dir: dir}})
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := lora.CheckBase(from, fingerprint); err != nil {
-		return nil, nil, fmt.Errorf("--adapters %s: %w", dir, err)
-	}
-	return set, params, nil
+	all[0].Set.SetDropout(true)
+	return all[0].Set, all[0].Params, nil
 }
