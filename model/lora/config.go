@@ -60,6 +60,11 @@ var linears = [...]linear{
 	{"mlp.", "down_proj", ops.SlotDown, 0},
 }
 
+// module is the full name of the linear layer in a decoder layer.
+func (l linear) module(layer int) string {
+	return fmt.Sprintf("model.layers.%d.%s%s", layer, l.path, l.name)
+}
+
 // shape is the layer's input and output width in a base.
 func (l linear) shape(c weights.Config) (in, out int) {
 	q, kv := c.NumAttentionHeads*c.HeadDim, c.NumKeyValueHeads*c.HeadDim

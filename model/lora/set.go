@@ -45,7 +45,7 @@ func New(base weights.Config, c Config) (*Set, error) {
 	s := &Set{Config: c, weights: make([][ops.Slots]*ops.LoRA, base.NumHiddenLayers)}
 	for layer := range base.NumHiddenLayers {
 		for i, l := range linears {
-			name := fmt.Sprintf("model.layers.%d.%s%s", layer, l.path, l.name)
+			name := l.module(layer)
 			if !match(name) {
 				continue
 			}
