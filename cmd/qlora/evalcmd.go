@@ -71,6 +71,11 @@ func (c *evalCmd) Run(e *env) error {
 		return err
 	}
 	defer g.backend.Close()
+	if g.blend != nil {
+		if err := g.use([]float64{1}); err != nil {
+			return err
+		}
+	}
 	result, err := c.measure(e.ctx, g, samples, questions)
 	if err != nil {
 		return err

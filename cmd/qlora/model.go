@@ -53,8 +53,9 @@ func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
 // base is an opened model with all that is said in its language.
 type base struct {
 	*weights.Model
-	tok  *tokenizer.Tokenizer
-	chat *data.Chat
+	tok   *tokenizer.Tokenizer
+	chat  *data.Chat
+	jinja string // the text of the model's chat template
 }
 
 // open opens the model, its tokenizer and its chat template. The caller closes it.
@@ -78,6 +79,7 @@ func (b *base) prepare(f *modelFlags) error {
 	if err != nil {
 		return err
 	}
+	b.jinja = jinja
 	if n := b.tok.VocabSize(); n > b.Config.VocabSize {
 		return fmt.Errorf("the tokenizer has %d ids, the embedding only %d rows: they do not belong together", n, b.Config.VocabSize)
 	}

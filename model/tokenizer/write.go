@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 )
 
 // Vocab is the tokenizer as GGUF metadata holds it, so that FromVocab gives the same tokenizer. An id between others
@@ -72,6 +73,16 @@ func (t *Tokenizer) MarshalJSON() ([]byte, error) {
 	for _, a := range p.added {
 		added = append(added, addedEntry{ID: a.id, Content: a.content, Special: a.special})
 	}
+	vocab := p.vocab
+	if !p.addedBehind() { // the library numbers added tokens behind the vocabulary, unless they are in it
+		vocab = maps.Clone(vocab)
+		for _, a := range p.added {
+			if toPrintable(a.content) != a.content {
+				return nil, fmt.Errorf("the added token %q has a place in the vocabulary that a tokenizer.json cannot say", a.content)
+			}
+			vocab[a.content] = a.id
+		}
+	}
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
 	enc.SetEscapeHTML(false)
@@ -80,7 +91,22 @@ func (t *Tokenizer) MarshalJSON() ([]byte, error) {
 		"version": "1.0", "truncation": nil, "padding": nil, "added_tokens": added, "normalizer": normalizer,
 		"pre_tokenizer": pre, "post_processor": byteLevel(false, true), "decoder": byteLevel(true, true),
 		"model": map[string]any{"type": "BPE", "dropout": nil, "unk_token": nil, "continuing_subword_prefix": "", "end_of_word_suffix": "",
-			"fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": p.vocab, "merges": p.merges},
+			"fuse_unk": false, "byte_fallback": false, "ignore_merges": false, "vocab": vocab, "merges": p.merges},
 	})
 	return out.Bytes(), err
+}
+
+// addedBehind reports whether the added tokens have the ids that follow those of the vocabulary, in their order.
+func (p *parts) addedBehind() bool {
+	next := int32(0)
+	for _, id := range p.vocab {
+		next = max(next, id+1)
+	}
+	for _, a := range p.added {
+		if a.id != next {
+			return false
+		}
+		next++
+	}
+	return int(next) == len(p.vocab)+len(p.added)
 }

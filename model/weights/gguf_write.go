@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 
 	"qlora/internal/atomicfile"
 )
@@ -165,4 +166,24 @@ func (b *ggufBuffer) array(kind uint32, n int) {
 	b.u32(ggufArray)
 	b.u32(kind)
 	b.u64(uint64(n))
+}
+
+// GGUFName is the name in a GGUF file of a parameter that Hugging Face calls name.
+func GGUFName(name string) (string, bool) {
+	dot := strings.LastIndexByte(name, '.')
+	if dot < 0 {
+		return "", false
+	}
+	stem, kind := name[:dot], name[dot+1:]
+	prefix := ""
+	if rest, ok := strings.CutPrefix(stem, "model.layers."); ok {
+		number, inLayer, _ := strings.Cut(rest, ".")
+		prefix, stem = "blk."+number+".", inLayer
+	}
+	for short, long := range ggufNames {
+		if gguf := prefix + short + "." + kind; long == stem && huggingFaceName(gguf) == name {
+			return gguf, true
+		}
+	}
+	return "", false
 }
