@@ -111,16 +111,22 @@ type engine struct {
 	backend   ops.Backend
 	model     *qwen2.Model
 	generator *infer.Generator
-	sequences int
 
 	blend   *lora.Blend // nil without adapters
 	weights []float64   // of the adapters in use
 }
 
-// load builds the model, with room for adapters, for this many sequences together of so many tokens (0: the default).
-// rowTokens is the room of a packed row where more than prompts are run.
-func (b *base) load(e *env, list []namedDir, d *deviceFlags, sequences, context, rowTokens int) (*engine, error) {
-	limit := b.Config.MaxPositionEmbeddings
+// room is what a model is built for.
+type room struct {
+	sequences int  // answered together
+	context   int  // tokens of each; 0: the default
+	row       int  // tokens of a packed row, where more than prompts are run
+	compare   bool // with the base
+}
+
+// load builds the model with the adapters, none of which is in use yet.
+func (b *base) load(e *env, list []namedDir, d *deviceFlags, r room) (*engine, error) {
+	limit, context := b.Config.MaxPositionEmbeddings, r.context
 	switch {
 	case context < 0 || limit > 0 && context > limit:
 		return nil, usageError{fmt.Errorf("--max_length %d: must be from 1 to %d, which the model was made for", context, limit)}
@@ -133,9 +139,9 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, sequences, context,
 	if err != nil {
 		return nil, err
 	}
-	g := &engine{base: b, sequences: sequences}
-	room := max(min(promptTokens, context), sequences, rowTokens)
-	o := qwen2.Options{DType: dtype, MaxT: room, MaxS: room, MaxN: room, Sequences: sequences, Context: context}
+	g := &engine{base: b}
+	tokens := max(min(promptTokens, context), r.sequences, r.row)
+	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
 		all, err := loadAdapters(b, list)
 		if err != nil {
@@ -154,7 +160,7 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, sequences, context,
 	if err != nil {
 		return nil, errors.Join(err, g.backend.Close())
 	}
-	g.generator = infer.New(g.backend, g.model, sequences, context)
+	g.generator = infer.New(g.backend, g.model, r.sequences, context)
 	if g.blend != nil {
 		if err := g.use(make([]float64, len(list))); err != nil {
 			return nil, errors.Join(err, g.backend.Close())
@@ -206,7 +212,7 @@ func (c *inferCmd) Run(e *env) error {
 	if len(c.ValDataset) > 0 {
 		sequences = c.MaxBatchSize
 	}
-	g, err := b.load(e, list, &c.deviceFlags, sequences, c.MaxLength, 0)
+	g, err := b.load(e, list, &c.deviceFlags, room{sequences: sequences, context: c.MaxLength})
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ type saved struct {
 type temporaries struct {
 	xn, act        ops.Tensor // forward: (T,C), (T,F)
 	out, rho       ops.Tensor // the last layer's output, and rho of the last norm
+	base           ops.Tensor // xn of ForwardBase
 	dx, dxn        ops.Tensor // (T,C)
 	dqkv, do, dact ops.Tensor
 }
@@ -141,6 +142,10 @@ func (m *Model) layerBuffers(l *layout) {
 	temp(&m.temp.act, "act", 0, head-1, c.IntermediateSize)
 	temp(&m.temp.out, "x out", head-1, head, c.HiddenSize)
 	l.add(&m.temp.rho, "rho", memory.Activations, ops.F32, head, head, t)
+	if m.opt.Compare {
+		temp(&m.temp.base, "xn base", 0, last, c.HiddenSize)
+		l.add(&m.Divergence, "kl", memory.IO, ops.F32, 0, m.end(), m.opt.MaxN)
+	}
 }
 
 // adapterActivations lists u and du of the modules of layer i.
