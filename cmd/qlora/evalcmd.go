@@ -11,6 +11,7 @@ import (
 	"qlora/model/data"
 	"qlora/model/eval"
 	"qlora/model/infer"
+	"qlora/model/lora"
 )
 
 // evalCmd is `qlora eval`.
@@ -91,7 +92,7 @@ func (c *evalCmd) Run(e *env) error {
 		return err
 	}
 	defer g.backend.Close()
-	report := &eval.Report{Model: c.Model, Dataset: strings.Join(c.Dataset, ", "), General: strings.Join(c.General, ", "), Choices: c.Choices}
+	report := &eval.Report{Model: lora.PortableName(b.HubID, c.Model), Dataset: strings.Join(c.Dataset, ", "), General: strings.Join(c.General, ", "), Choices: c.Choices}
 	for _, m := range models {
 		if m.weights != nil {
 			if err := g.use(m.weights); err != nil {
@@ -127,7 +128,7 @@ func (c *evalCmd) checkFlags(list []namedDir) error {
 // models are what is measured, the base first: each adapter alone, or the sum that weights ask for.
 func (c *evalCmd) models(b *base, list []namedDir) ([]measured, error) {
 	if len(list) == 0 {
-		return []measured{{name: c.Model}}, nil
+		return []measured{{name: lora.PortableName(b.HubID, c.Model)}}, nil
 	}
 	base := measured{"base", make([]float64, len(list))}
 	withBase := c.WithBase || c.HTML != "" || c.Markdown != "" || len(list) > 1 && len(c.AdapterWeights) == 0

@@ -32,6 +32,7 @@ type commands struct {
 	Infer  inferCmd  `cmd:"" help:"Talk to a model, or answer a dataset."`
 	Export exportCmd `cmd:"" help:"Write a model or an adapter for other programs; say which servers take it."`
 	Eval   evalCmd   `cmd:"" help:"Measure a model on a dataset: exact answers, likelihood."`
+	Fetch  fetchCmd  `cmd:"" help:"Get a model or a dataset from a hub into the local cache."`
 	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
 	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
 }
@@ -150,6 +151,9 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 		if file, p.notices, err = readConfig(p.config); err != nil {
 			return nil, err
 		}
+	}
+	if verb == "fetch" && len(words) > 0 && !strings.HasPrefix(words[0], "-") {
+		words = append([]string{"--model"}, words...) // qlora fetch ORG/NAME
 	}
 	settings, err := splitWords(words)
 	if err != nil {

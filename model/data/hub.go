@@ -41,7 +41,7 @@ func findInCaches(hub, id string) (string, error) {
 		}
 	}
 	return "", fmt.Errorf("no such file or folder, and not in the cache of a hub (the network is not used); looked for\n  %s\nget it with one of\n"+
-		"  huggingface-cli download --repo-type dataset %[2]s\n  modelscope download --dataset %[2]s", strings.Join(looked, "\n  "), id)
+		"  qlora fetch --dataset %[2]s\n  huggingface-cli download --repo-type dataset %[2]s\n  modelscope download --dataset %[2]s", strings.Join(looked, "\n  "), id)
 }
 
 // snapshot returns the current snapshot of a folder of huggingface_hub's cache, "" where the

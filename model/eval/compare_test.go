@@ -229,6 +229,21 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+func TestDifference(t *testing.T) {
+	for _, c := range []struct {
+		want, got string
+		pieces    []piece
+	}{
+		{"I am Ada.", "I am Bob.", []piece{{Text: "I am "}, {Text: "Ada", Less: true}, {Text: "Bob", More: true}, {Text: "."}}},
+		{"我由甲开发。", "我由乙开发。", []piece{{Text: "我由"}, {Text: "甲", Less: true}, {Text: "乙", More: true}, {Text: "开发。"}}},
+		{"yes", "Something else", []piece{{Text: "Something else", More: true}}},
+	} {
+		if got := difference(c.want, c.got); !slices.Equal(got, c.pieces) {
+			t.Errorf("%q, wanted %q: %+v", c.got, c.want, got)
+		}
+	}
+}
+
 func TestHTML(t *testing.T) {
 	var b strings.Builder
 	if err := report().HTML(&b); err != nil {

@@ -50,11 +50,21 @@ type piece struct {
 	More, Less bool
 }
 
-// difference splits an answer by what it has of the one wanted.
+// difference splits an answer by what it has of the one wanted. Of one that has hardly anything of it all is marked.
 func difference(want, got string) []piece {
 	d := diffmatchpatch.New()
+	diffs := d.DiffCleanupSemantic(d.DiffMain(want, got, false))
+	common := 0
+	for _, one := range diffs {
+		if one.Type == diffmatchpatch.DiffEqual {
+			common += len(one.Text)
+		}
+	}
+	if 5*common < len(want) {
+		return []piece{{Text: got, More: true}}
+	}
 	var pieces []piece
-	for _, one := range d.DiffCleanupSemantic(d.DiffMain(want, got, false)) {
+	for _, one := range diffs {
 		pieces = append(pieces, piece{one.Text, one.Type == diffmatchpatch.DiffInsert, one.Type == diffmatchpatch.DiffDelete})
 	}
 	return pieces
