@@ -2,6 +2,7 @@
 #
 #   make build     bin/qlora
 #   make demo      train and question a small model, on this machine (about 2 minutes on 2 cores)
+#   make mixed-demo   a new identity, alone and mixed with everyday data: what it costs (about 10 minutes on 2 cores)
 #   make test      every test that needs no card
 #   make lint      gofmt, go vet, staticcheck
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
@@ -26,7 +27,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo mixed-demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -61,6 +62,9 @@ fuzz:
 demo: build
 	$(GO) build -o bin/sidebyside ./scripts/demo
 	PYTHON="$(PYTHON)" MODEL="$(MODEL)" DATASET="$(DATASET)" OUT="$(OUT)" scripts/demo.sh
+
+mixed-demo: build
+	PYTHON="$(PYTHON)" MODEL="$(MODEL)" OUT="$(OUT)" RESULTS="$(RESULTS)" scripts/mixed-demo.sh
 
 clean:
 	rm -rf bin build
