@@ -87,7 +87,7 @@ func (c *evalCmd) Run(e *env) error {
 	for _, s := range slices.Concat(t.samples, t.general, t.choiceSamples) {
 		longest = max(longest, len(s.IDs))
 	}
-	g, err := b.load(e, list, &c.deviceFlags, room{sequences: c.MaxBatchSize, context: c.context(b, t), row: longest, compare: len(t.general) > 0})
+	g, err := b.load(e, list, &c.deviceFlags, capacity{sequences: c.MaxBatchSize, context: c.context(b, t), row: longest, compare: len(t.general) > 0})
 	if err != nil {
 		return err
 	}

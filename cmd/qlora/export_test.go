@@ -115,9 +115,9 @@ func TestExportCheck(t *testing.T) {
 	}
 }
 
-func TestParseSize(t *testing.T) {
+func TestShardSize(t *testing.T) {
 	for text, want := range map[string]int64{"5GB": 5e9, "900MB": 9e8, "1.5GiB": 1.5 * (1 << 30), "200 KB": 2e5, "12": 12, "7B": 7, "x": 0, "-5GB": 0, "5PB": 0, "": 0, "0": 0} {
-		got, err := parseSize(text)
+		got, err := shardSize(text)
 		if got != want || (err == nil) != (want > 0) {
 			t.Errorf("%q is %d, %v; want %d", text, got, err, want)
 		}

@@ -182,7 +182,7 @@ func (c *exportCmd) write(e *env, kind string, s *export.Source, path string) er
 		if err != nil {
 			return err
 		}
-		shard, err := parseSize(c.MaxShardSize)
+		shard, err := shardSize(c.MaxShardSize)
 		if err != nil {
 			return usageError{fmt.Errorf("--max_shard_size %s: %w", c.MaxShardSize, err)}
 		}
@@ -282,8 +282,8 @@ func (c *exportCmd) dtype(m *weights.Model) (weights.DType, error) {
 
 var sizePattern = regexp.MustCompile(`^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$`)
 
-// parseSize reads a size as transformers does: 5GB is 5·10⁹ bytes, 5GiB 5·2³⁰.
-func parseSize(text string) (int64, error) {
+// shardSize reads a size as transformers does: 5GB is 5·10⁹ bytes, 5GiB 5·2³⁰.
+func shardSize(text string) (int64, error) {
 	m := sizePattern.FindStringSubmatch(strings.TrimSpace(text))
 	if m == nil {
 		return 0, errors.New("write a size such as 5GB or 900MB")

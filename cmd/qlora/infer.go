@@ -116,8 +116,8 @@ type engine struct {
 	weights []float64   // of the adapters in use
 }
 
-// room is what a model is built for.
-type room struct {
+// capacity is what a model is built for.
+type capacity struct {
 	sequences int  // answered together
 	context   int  // tokens of each; 0: the default
 	row       int  // tokens of a packed row, where more than prompts are run
@@ -125,7 +125,7 @@ type room struct {
 }
 
 // load builds the model with the adapters, none of which is in use yet.
-func (b *base) load(e *env, list []namedDir, d *deviceFlags, r room) (*engine, error) {
+func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engine, error) {
 	limit, context := b.Config.MaxPositionEmbeddings, r.context
 	switch {
 	case context < 0 || limit > 0 && context > limit:
@@ -212,7 +212,7 @@ func (c *inferCmd) Run(e *env) error {
 	if len(c.ValDataset) > 0 {
 		sequences = c.MaxBatchSize
 	}
-	g, err := b.load(e, list, &c.deviceFlags, room{sequences: sequences, context: c.MaxLength})
+	g, err := b.load(e, list, &c.deviceFlags, capacity{sequences: sequences, context: c.MaxLength})
 	if err != nil {
 		return err
 	}
