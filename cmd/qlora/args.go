@@ -112,11 +112,12 @@ func (f *modelFlags) notAnAdapter(dir string) error {
 	return fmt.Errorf("--adapters %s: no %s there: give the folder of a checkpoint or of another PEFT adapter", dir, lora.ConfigFile)
 }
 
+// adapterDir is the folder of the first adapter, "" where there is none.
 func (f *modelFlags) adapterDir() string {
-	if len(f.Adapters) == 0 {
-		return ""
+	if list, err := f.list(); err == nil && len(list) > 0 {
+		return list[0].dir
 	}
-	return filepath.Clean(f.Adapters[0])
+	return ""
 }
 
 // maxArgs bounds the size of args.json.

@@ -143,15 +143,7 @@ func (r *results) take(i int) error {
 func (c *inferCmd) resultFile(questions []question) (file *os.File, done int, err error) {
 	path := c.ResultPath
 	if path == "" {
-		folder := ""
-		if len(c.Adapters) > 0 {
-			list, err := c.list()
-			if err != nil {
-				return nil, 0, err
-			}
-			folder = list[0].dir
-		}
-		path = filepath.Join(folder, "infer_result", time.Now().Format("20060102-150405")+".jsonl")
+		path = filepath.Join(c.adapterDir(), "infer_result", time.Now().Format("20060102-150405")+".jsonl")
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
 		return nil, 0, err
