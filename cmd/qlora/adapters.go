@@ -46,7 +46,7 @@ func (f *modelFlags) list() ([]namedDir, error) {
 	}
 	for i, a := range all {
 		if slices.ContainsFunc(all[:i], func(b namedDir) bool { return b.name == a.name }) {
-			return nil, usageError{fmt.Errorf("--adapters: two are called %q: give them names, as in first=%s second=...", a.name, a.dir)}
+			return nil, usageError{fmt.Errorf("--adapters: two are called %q: give them names, as in one=%s two=%[2]s", a.name, a.dir)}
 		}
 		if strings.ContainsAny(a.name, "= \t") {
 			all[i].name = strconv.Itoa(i + 1)

@@ -46,8 +46,6 @@ func (c *counter) at(done int64) {
 	}
 }
 
-func (c *counter) add(n int64) { c.at(c.done + n) }
-
 func (c *counter) print() {
 	line := fmt.Sprintf("%s: %s of %s", c.what, c.unit(c.done), c.unit(c.total))
 	if c.total > 0 {
