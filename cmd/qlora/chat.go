@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +47,9 @@ reset-system, multi-line, single-line, exit and quit.
 
 // commandWord is a word that is not a question.
 var commandWord = regexp.MustCompile(`^/[a-z_-]+$`)
+
+// commandWords are ms-swift's commands.
+var commandWords = []string{"exit", "quit", "clear", "multi-line", "single-line", "reset-system"}
 
 var errExit = errors.New("exit")
 
@@ -183,8 +187,8 @@ func (c *chat) show(text string) {
 	}
 }
 
-// read returns a question: a line, or in multi-line mode all up to a #. What stands before the end
-// of the input counts. io.EOF is the end.
+// read returns a question: a line, or in multi-line mode all up to a #, unless the first line is a command. What stands
+// before the end of the input counts. io.EOF is the end.
 func (c *chat) read(prompt string) (string, error) {
 	c.show(prompt)
 	var text strings.Builder
@@ -195,6 +199,9 @@ func (c *chat) read(prompt string) (string, error) {
 		}
 		ends := !c.multiLine || errors.Is(err, io.EOF)
 		line = strings.TrimRight(line, "\r\n")
+		if first, _, _ := strings.Cut(line, " "); text.Len() == 0 && (commandWord.MatchString(first) || slices.Contains(commandWords, strings.ToLower(line))) {
+			return line, nil
+		}
 		if c.multiLine {
 			if before, ok := strings.CutSuffix(strings.TrimRight(line, " "), "#"); ok {
 				line, ends = before, true

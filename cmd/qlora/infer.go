@@ -102,8 +102,9 @@ func set[T any](dst, src *T) {
 // made whole at the start.
 const defaultContext = 4096
 
-// promptTokens is how many tokens of prompts are run together.
-const promptTokens = 512
+// promptTokens is how many tokens of prompts are run together. A longer prompt goes on by the attention of decoding,
+// which is slower.
+const promptTokens = 2048
 
 // engine is a model ready to answer.
 type engine struct {
@@ -140,8 +141,11 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 		return nil, err
 	}
 	g := &engine{base: b}
-	tokens := max(min(promptTokens, context), r.sequences, r.row)
-	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
+	tokens, labels := max(min(promptTokens, context), r.sequences, r.row), r.sequences
+	if r.row > 0 { // rows of many samples, any of whose tokens may be a label
+		labels = tokens
+	}
+	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: labels, MaxN: labels, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
 		all, err := loadAdapters(b, list)
 		if err != nil {

@@ -87,6 +87,9 @@ func TestSystemAndSlashes(t *testing.T) {
 	if o := talk("/system Be kind.", "/system"); !strings.Contains(o.stderr, "system: Be kind.\n") {
 		t.Errorf("/system alone: %s", o.stderr)
 	}
+	if got, want := talk("/multi", "a", "/b#", "/single", "/reset", "hi").stdout, talk("/multi", "a", "/b#").stdout+talk("hi").stdout; got != want {
+		t.Errorf("commands between questions of several lines: %q, want %q", got, want)
+	}
 	if a, b := talk(" /etc", "/exit", "hi"), talk(" /etc"); a.stdout != b.stdout || a.stdout == "" {
 		t.Errorf("a question that begins with a slash: %q, %q", a.stdout, b.stdout)
 	}

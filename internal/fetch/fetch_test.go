@@ -373,6 +373,23 @@ func TestListingsThatLie(t *testing.T) {
 	}
 }
 
+// Where ModelScope lists no hash the size alone is checked, and that is said.
+func TestNoHash(t *testing.T) {
+	h := fetchtest.New(t, id, files())
+	h.Listing = func(f []map[string]any) { f[0]["Sha256"] = "" }
+	c := client(t, h)
+	said := ""
+	c.Log = func(format string, args ...any) { said += fmt.Sprintf(format, args...) }
+	dir, err := get(t, c, ModelScope)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, dir, h.Files)
+	if !strings.Contains(said, "LICENSE: the hub lists no hash") {
+		t.Errorf("said %q", said)
+	}
+}
+
 // The token goes to the hub, and to no other host that the hub sends one to, however it is called.
 func TestTokenStaysAtItsHost(t *testing.T) {
 	h := fetchtest.New(t, id, files())

@@ -1,6 +1,8 @@
 package fetch
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"os"
 	"path/filepath"
@@ -70,7 +72,8 @@ func (p *place) blob(f File) string {
 // partial is where it grows.
 func (p *place) partial(f File) string {
 	if p.plain {
-		return filepath.Join(p.blobs, incomplete, f.hash())
+		name := sha256.Sum256([]byte(f.Path + "\x00" + f.hash()))
+		return filepath.Join(p.blobs, incomplete, hex.EncodeToString(name[:]))
 	}
 	return p.blob(f) + ".incomplete"
 }

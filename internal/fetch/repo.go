@@ -43,11 +43,11 @@ type Repo struct {
 type File struct {
 	Path   string // with slashes, from the top of the repository
 	Size   int64
-	SHA256 string // one of the two is known
+	SHA256 string // one of the two is known, but for some files of ModelScope
 	Git    string // sha1 that git gives the file's content
 }
 
-// hash is the file's name in the cache of Hugging Face.
+// hash is what a file's content is checked by, and its name in the cache of Hugging Face.
 func (f File) hash() string {
 	if f.SHA256 != "" {
 		return f.SHA256
@@ -89,7 +89,7 @@ func (c *Client) List(ctx context.Context, hub Hub, id string, dataset bool, rev
 		return nil, fmt.Errorf("%s: %w", id, err)
 	}
 	for _, f := range r.Files {
-		if err := f.check(); err != nil {
+		if err := f.check(hub); err != nil {
 			return nil, fmt.Errorf("%s: the hub lists %q: %w", id, f.Path, err)
 		}
 	}
@@ -104,12 +104,13 @@ var commitPattern = regexp.MustCompile(`^[0-9a-f]{7,64}$`)
 var hexPattern = regexp.MustCompile(`^(?:[0-9a-f]{40}|[0-9a-f]{64})$`)
 
 // check refuses a file whose name leads elsewhere, or whose content could not be checked.
-func (f File) check() error {
+func (f File) check(hub Hub) error {
 	switch {
 	case !filepath.IsLocal(filepath.FromSlash(f.Path)) || path.Clean(f.Path) != f.Path || strings.ContainsAny(f.Path, "\\:\x00"):
 		return errors.New("that name leads out of the folder")
 	case f.Size < 0:
 		return fmt.Errorf("a size of %d bytes", f.Size)
+	case f.hash() == "" && hub == ModelScope: // only its size can be checked
 	case !hexPattern.MatchString(f.hash()):
 		return fmt.Errorf("%q is no hash that its content could be checked by", f.hash())
 	}
