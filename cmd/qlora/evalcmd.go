@@ -224,49 +224,44 @@ func (c *evalCmd) context(b *base, t *tasks) int {
 func (c *evalCmd) measure(e *env, g *engine, m measured, t *tasks) (eval.Measured, error) {
 	out := eval.Measured{Name: m.name}
 	r := &eval.Runner{Backend: g.backend, Model: g.model}
-	var shown *counter
-	phase := func(what string) {
-		shown = newCounter(e, m.name+": "+what, 0, 1, rows)
+	for _, task := range []struct {
+		on   bool
+		what string
+		run  func() error
+	}{
+		{len(t.samples) > 0, "tokens of --dataset", func() error {
+			loss, err := r.Measure(e.ctx, t.samples)
+			out.NLL, out.Perplexity, out.LabelTokens = loss.NLL, loss.Perplexity, loss.LabelTokens
+			return err
+		}},
+		{len(t.general) > 0, "tokens of --general", func() error {
+			f, err := r.Compare(e.ctx, t.general)
+			out.General = &f
+			return err
+		}},
+		{len(t.choices) > 0, "tokens of --choices", func() error {
+			chosen, err := r.Choose(e.ctx, t.choices, t.choiceSamples)
+			out.Choices = &chosen
+			return err
+		}},
+		{len(t.questions) > 0, "answers", func() error {
+			greedy := infer.Options{MaxNewTokens: c.MaxNewTokens, StopIDs: g.chat.StopIDs(), VocabLimit: g.tok.VocabSize()}
+			answers, err := eval.Answer(e.ctx, g.generator, t.questions, greedy, g.tok.DecodeSkipSpecial, func(n int) { r.Progress(n, len(t.questions)) })
+			accuracy := eval.Accuracy(answers)
+			out.Answers, out.IdentityAccuracy = answers, &accuracy
+			return err
+		}},
+	} {
+		if !task.on {
+			continue
+		}
+		shown := newCounter(e, m.name+": "+task.what, 0, 1, rows)
 		r.Progress = func(done, total int) { shown.total = int64(total); shown.at(int64(done)) }
-	}
-	end := func() { shown.end() }
-	if len(t.samples) > 0 {
-		phase("tokens of --dataset")
-		loss, err := r.Measure(e.ctx, t.samples)
-		end()
+		err := task.run()
+		shown.end()
 		if err != nil {
 			return out, err
 		}
-		out.NLL, out.Perplexity, out.LabelTokens = loss.NLL, loss.Perplexity, loss.LabelTokens
-	}
-	if len(t.general) > 0 {
-		phase("tokens of --general")
-		f, err := r.Compare(e.ctx, t.general)
-		end()
-		if err != nil {
-			return out, err
-		}
-		out.General = &f
-	}
-	if len(t.choices) > 0 {
-		phase("tokens of --choices")
-		chosen, err := r.Choose(e.ctx, t.choices, t.choiceSamples)
-		end()
-		if err != nil {
-			return out, err
-		}
-		out.Choices = &chosen
-	}
-	if len(t.questions) > 0 {
-		phase("answers")
-		greedy := infer.Options{MaxNewTokens: c.MaxNewTokens, StopIDs: g.chat.StopIDs(), VocabLimit: g.tok.VocabSize()}
-		answers, err := eval.Answer(e.ctx, g.generator, t.questions, greedy, g.tok.DecodeSkipSpecial, func(n int) { r.Progress(n, len(t.questions)) })
-		end()
-		if err != nil {
-			return out, err
-		}
-		accuracy := eval.Accuracy(answers)
-		out.Answers, out.IdentityAccuracy = answers, &accuracy
 	}
 	return out, nil
 }
