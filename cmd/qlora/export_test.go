@@ -123,3 +123,26 @@ func TestShardSize(t *testing.T) {
 		}
 	}
 }
+
+// For a base that Ollama's library has, the Modelfile names it there, and no model is written.
+func TestOllamaLibrary(t *testing.T) {
+	cache := t.TempDir()
+	repo := filepath.Join(cache, "models--Qwen--Qwen2.5-0.5B-Instruct")
+	if err := os.MkdirAll(filepath.Join(repo, "refs"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(repo, "refs/main"), "1")
+	if err := os.CopyFS(filepath.Join(repo, "snapshots/1"), os.DirFS(miniModel(t))); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("HF_HUB_CACHE", cache)
+	work := t.TempDir()
+	ok(t, work, "", "export", "--model", "Qwen/Qwen2.5-0.5B-Instruct", "--adapters", goldenAdapters(t, "a")[0], "--to_ollama", "true", "--output_dir", "o")
+	if text := read(t, filepath.Join(work, "o/Modelfile")); !strings.HasPrefix(text, "FROM qwen2.5:0.5b\nADAPTER ./adapter.gguf\n") {
+		t.Errorf("Modelfile:\n%s", text)
+	}
+	files, err := os.ReadDir(filepath.Join(work, "o"))
+	if err != nil || len(files) != 2 {
+		t.Errorf("%v, %v", files, err)
+	}
+}

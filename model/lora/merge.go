@@ -47,15 +47,16 @@ func (u *Update) Names() []string { return SortedKeys(u.factors) }
 // from many goroutines.
 func (u *Update) Add(module string, w []float32, row, n int) {
 	for _, f := range u.factors[module] {
+		sum := make([]float32, f.in)
 		for o := range n {
-			f.addRow(w[o*f.in:][:f.in], row+o)
+			f.addRow(w[o*f.in:][:f.in], sum, row+o)
 		}
 	}
 }
 
 // addRow adds scale·b[o]·A: the sum over the ranks first, as B·A is, then its scaling.
-func (f *factor) addRow(w []float32, o int) {
-	sum := make([]float32, f.in)
+func (f *factor) addRow(w, sum []float32, o int) {
+	clear(sum)
 	for r, b := range f.b[o*f.rank:][:f.rank] {
 		a := f.a[r*f.in:][:f.in]
 		for i, v := range a {
