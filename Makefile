@@ -83,7 +83,7 @@ gpu-build: build-cuda kernels-test
 	$(CUDA_CGO_ENV) $(GO) test -c -tags cuda -trimpath -ldflags "-s -w" -o build/gpu/cuda.test ./cuda
 	cp $(KERNEL_TESTS) build/gpu/
 
-# STAGES names some of: doctor kernels conformance sanitizer determinism train use timings.
+# STAGES names some of: doctor kernels conformance sanitizer determinism huge model train use timings.
 gpu-check:
 	scripts/gpu-check.sh $(STAGES)
 
