@@ -141,11 +141,8 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 		return nil, err
 	}
 	g := &engine{base: b}
-	tokens, labels := max(min(promptTokens, context), r.sequences, r.row), r.sequences
-	if r.row > 0 { // rows of many samples, any of whose tokens may be a label
-		labels = tokens
-	}
-	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: labels, MaxN: labels, Sequences: r.sequences, Context: context, Compare: r.compare}
+	tokens := max(min(promptTokens, context), r.sequences, r.row)
+	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
 		all, err := loadAdapters(b, list)
 		if err != nil {
