@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"qlora/model/lora"
+	"qlora/model/weights"
 )
 
 // blendFlags say how much of each adapter is used.
@@ -75,8 +76,8 @@ func shortName(all []namedDir, i int) string {
 	return all[i].dir
 }
 
-// weights are those of --adapter_weights, one an adapter. One adapter alone is used whole.
-func (f *blendFlags) weights(adapters []namedDir) ([]float64, error) {
+// shares are those of --adapter_weights, one an adapter. One adapter alone is used whole.
+func (f *blendFlags) shares(adapters []namedDir) ([]float64, error) {
 	var names []string
 	for _, a := range adapters {
 		names = append(names, a.name)
@@ -94,12 +95,12 @@ func (f *blendFlags) weights(adapters []namedDir) ([]float64, error) {
 		strings.TrimSpace(strings.Repeat("0.5 ", len(adapters))), strings.Repeat(" 0", len(adapters)-1))}
 }
 
-// loadAdapters reads PEFT adapters and refuses those that were trained on another base.
-func loadAdapters(b *base, list []namedDir) ([]*lora.Adapter, error) {
+// loadAdapters reads PEFT adapters, by lora.Load or lora.LoadToMerge, and refuses those that were trained on another base.
+func loadAdapters(b *base, list []namedDir, load func(dir string, base weights.Config) (*lora.Set, []float32, lora.Base, error)) ([]*lora.Adapter, error) {
 	fingerprint := ""
 	var all []*lora.Adapter
 	for _, from := range list {
-		set, params, base, err := lora.Load(from.dir, b.Config)
+		set, params, base, err := load(from.dir, b.Config)
 		if err != nil {
 			return nil, fmt.Errorf("--adapters: %w", err)
 		}

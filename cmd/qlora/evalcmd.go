@@ -137,7 +137,7 @@ func (c *evalCmd) models(b *base, list []namedDir) ([]measured, error) {
 		all = append(all, base)
 	}
 	if len(list) == 1 || len(c.AdapterWeights) > 0 {
-		weights, err := c.blendFlags.weights(list)
+		weights, err := c.blendFlags.shares(list)
 		if err != nil {
 			return nil, err
 		}

@@ -133,11 +133,11 @@ func (c *exportCmd) source(e *env, b *base, list []namedDir) (*export.Source, er
 	if len(list) == 0 {
 		return s, nil
 	}
-	weights, err := c.blendFlags.weights(list)
+	weights, err := c.blendFlags.shares(list)
 	if err != nil {
 		return nil, err
 	}
-	adapters, err := loadAdapters(b, list)
+	adapters, err := loadAdapters(b, list, lora.LoadToMerge)
 	if err != nil {
 		return nil, err
 	}

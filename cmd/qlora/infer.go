@@ -144,7 +144,7 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 	tokens := max(min(promptTokens, context), r.sequences, r.row)
 	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
-		all, err := loadAdapters(b, list)
+		all, err := loadAdapters(b, list, lora.Load)
 		if err != nil {
 			return nil, err
 		}
@@ -194,7 +194,7 @@ func (c *inferCmd) Run(e *env) error {
 	case c.Resume && c.ResultPath == "":
 		return usageError{errors.New("--resume true: say which file by --result_path")}
 	case len(list) > 0:
-		if weights, err = c.blendFlags.weights(list); err != nil {
+		if weights, err = c.blendFlags.shares(list); err != nil {
 			return err
 		}
 	case len(c.AdapterWeights) > 0:

@@ -187,7 +187,7 @@ func textOrFile(text string) (string, error) {
 
 // loadAdapter reads the PEFT adapter at dir, to go on from.
 func loadAdapter(b *base, dir string) (*lora.Set, []float32, error) {
-	all, err := loadAdapters(b, []namedDir{{dir: dir}})
+	all, err := loadAdapters(b, []namedDir{{dir: dir}}, lora.Load)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -143,3 +143,41 @@ func TestUpdateAsOneAdapter(t *testing.T) {
 		t.Error("an adapter of nothing was made")
 	}
 }
+
+// An adapter of a rank that does not run unmerged is merged all the same.
+func TestHighRankMerges(t *testing.T) {
+	base := config(t, "mini")
+	set, err := newSet(base, Config{R: 96, Alpha: 192, Targets: []string{"v_proj"}}, MaxMergedRank)
+	if err != nil {
+		t.Fatal(err)
+	}
+	params := set.Init(1)
+	for i := range params {
+		params[i] += float32(i%7) / 100
+	}
+	dir := t.TempDir()
+	if err := set.Save(dir, params, Base{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, _, err := Load(dir, base); err == nil {
+		t.Error("rank 96 was loaded to run")
+	}
+	back := &Adapter{}
+	if back.Set, back.Params, _, err = LoadToMerge(dir, base); err != nil || !slices.Equal(back.Params, params) {
+		t.Fatal(err)
+	}
+	u, err := NewUpdate([]*Adapter{back}, []float64{1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	module := u.Names()[0]
+	in, _ := u.Shape(module)
+	a, b := params[:96*in], params[96*in:]
+	want := 0.0
+	for r := range 96 {
+		want += 2 * float64(b[r]) * float64(a[r*in])
+	}
+	if got := delta(u, module)[0]; math.Abs(float64(got)-want) > 1e-5 {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
