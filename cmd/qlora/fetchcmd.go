@@ -78,7 +78,10 @@ func (c *fetchCmd) Run(e *env) error {
 	}
 	e.logf("%s at %.12s: %d files, %s", id, repo.Commit, len(files), megabytes(total))
 	shown := newCounter(e, id, 0, total, megabytes)
-	dir, err := client.Get(e.ctx, repo, files, func(done, _ int64) { shown.at(done) })
+	dir, err := client.Get(e.ctx, repo, files, func(p fetch.Progress) {
+		shown.before = p.There - p.Came // a rate is of what came
+		shown.at(p.There)
+	})
 	shown.end()
 	if errors.Is(err, context.Canceled) {
 		e.logf("interrupted at %s of %s: the same command goes on", megabytes(shown.done), megabytes(total))

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,10 +22,12 @@ import (
 	"qlora/internal/atomicfile"
 )
 
+// Progress is how many bytes are there, how many of them came in this run, and how many there will be.
+type Progress struct{ There, Came, Total int64 }
+
 // Get brings the files of a repository into its folder of a hub's cache, and returns the folder that holds them under
-// their names. What is there already is not fetched again. progress, which may be nil, is told how many bytes are there,
-// of how many.
-func (c *Client) Get(ctx context.Context, r *Repo, files []File, progress func(done, total int64)) (string, error) {
+// their names. What is there already is not fetched again. progress may be nil.
+func (c *Client) Get(ctx context.Context, r *Repo, files []File, progress func(Progress)) (string, error) {
 	p, err := newPlace(r)
 	if err != nil {
 		return "", err
@@ -37,10 +38,10 @@ func (c *Client) Get(ctx context.Context, r *Repo, files []File, progress func(d
 	job := &job{Client: c, repo: r, place: p, show: progress}
 	var missing []File
 	for _, f := range files {
-		job.total += f.Size
+		job.at.Total += f.Size
 		switch info, err := os.Stat(p.blob(f)); {
 		case err == nil && info.Size() == f.Size:
-			job.done.Add(f.Size)
+			job.at.There += f.Size
 		case err == nil || errors.Is(err, os.ErrNotExist):
 			missing = append(missing, f)
 		default:
@@ -61,18 +62,18 @@ type job struct {
 	*Client
 	repo  *Repo
 	place *place
-	total int64
-	done  atomic.Int64
+	show  func(Progress)
 	mu    sync.Mutex
-	show  func(done, total int64)
+	at    Progress
 }
 
-func (j *job) add(n int64) {
-	done := j.done.Add(n)
+// add counts bytes that are there, or are thrown away; came says how many of them came over the network.
+func (j *job) add(n, came int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.at.There, j.at.Came = j.at.There+n, j.at.Came+came
 	if j.show != nil {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		j.show(done, j.total)
+		j.show(j.at)
 	}
 }
 
@@ -212,13 +213,13 @@ func (d *download) begin() error {
 	if d.have, err = io.Copy(d.hash, d.part); err != nil {
 		return err
 	}
-	d.add(d.have)
+	d.add(d.have, 0)
 	return nil
 }
 
 // restart throws away what is there.
 func (d *download) restart() error {
-	d.add(-d.have)
+	d.add(-d.have, 0)
 	d.have = 0
 	d.newHash()
 	if err := d.part.Truncate(0); err != nil {
@@ -288,7 +289,7 @@ func (d *download) take(ctx context.Context, body io.Reader, stalled *time.Timer
 			}
 			d.hash.Write(buf[:n])
 			d.have += int64(n)
-			d.add(int64(n))
+			d.add(int64(n), int64(n))
 			progress = true
 		}
 		switch {

@@ -106,14 +106,14 @@ func TestFetch(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var last, total int64
-			dir, err := c.Get(t.Context(), r, r.Files, func(done, of int64) { last, total = max(last, done), of })
+			var last Progress
+			dir, err := c.Get(t.Context(), r, r.Files, func(p Progress) { last = p })
 			if err != nil {
 				t.Fatal(err)
 			}
 			holds(t, dir, h.Files)
-			if last != total || total != 3_000_000+1_234_567+50_000+8+99 {
-				t.Errorf("progress ended at %d of %d", last, total)
+			if last.There != last.Total || last.Came != last.Total || last.Total != 3_000_000+1_234_567+50_000+8+99 {
+				t.Errorf("progress ended at %+v", last)
 			}
 			n := h.Count()
 			if _, err := c.Get(t.Context(), r, r.Files, nil); err != nil || h.Count() != n {
@@ -446,18 +446,22 @@ func TestInterrupted(t *testing.T) {
 		<-r.Context().Done()
 		panic(http.ErrAbortHandler)
 	}
-	if _, err := c.Get(ctx, r, r.Files, func(done, total int64) {
-		if done >= 2_000_000 {
+	if _, err := c.Get(ctx, r, r.Files, func(p Progress) {
+		if p.There >= 2_000_000 {
 			cancel()
 		}
 	}); !errors.Is(err, context.Canceled) {
 		t.Fatalf("interrupted: %v", err)
 	}
-	dir, err := c.Get(t.Context(), r, r.Files, nil)
+	var at Progress
+	dir, err := c.Get(t.Context(), r, r.Files, func(p Progress) { at = p })
 	if err != nil {
 		t.Fatal(err)
 	}
 	holds(t, dir, h.Files)
+	if at.There != 5_000_000 || at.Came != 3_000_000 {
+		t.Errorf("the second run ended at %+v", at)
+	}
 	if last := h.Requests[len(h.Requests)-1]; last.Range != "bytes=2000000-" {
 		t.Errorf("went on by %q", last.Range)
 	}
