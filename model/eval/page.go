@@ -29,7 +29,7 @@ func (r *Report) HTML(w io.Writer) error {
 	view := struct {
 		*Report
 		About     string
-		Figures   []figure
+		Figures   []Figure
 		Questions []question
 	}{r, r.about(), r.Figures(), nil}
 	for i := range r.questions() {

@@ -27,17 +27,17 @@ type Report struct {
 	Models  []Measured `json:"models"`
 }
 
-// figure is a row of the table of figures.
-type figure struct {
+// Figure is a row of the table of figures.
+type Figure struct {
 	Name   string
 	Values []string // of each model, "" where it has none
 }
 
 // Figures is the table of figures: a row a measure, a column a model. Measures that no model has are left out.
-func (r *Report) Figures() []figure {
-	var rows []figure
+func (r *Report) Figures() []Figure {
+	var rows []Figure
 	row := func(name, format string, value func(m Measured) (float64, bool)) {
-		f, any := figure{Name: name}, false
+		f, any := Figure{Name: name}, false
 		for _, m := range r.Models {
 			text := ""
 			if v, ok := value(m); ok {
