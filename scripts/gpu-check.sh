@@ -12,6 +12,7 @@
 #   huge         cases of more than 2^31 elements: of no use on a card with less than 64 GB
 #   model        a real model's logits, and its losses over 100 steps, held to the processor's in float32
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
+#   use          what train made: blends, switched in a conversation; a batch gone on with; merged; measured against its base
 #   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
 #
 #   OUT    where results go: results/<card>/<date>-<commit> otherwise
@@ -206,6 +207,66 @@ stage_train() {
   check "resumed" resumed && check "resumed, equal" same "$work/run/checkpoint-64/adapter_model.safetensors" "$work/resumed/checkpoint-64/adapter_model.safetensors"
 }
 
+# trained makes the adapter that stage train leaves, if it was not run.
+trained() { [ -f "$work/run/checkpoint-64/adapter_config.json" ] || sft run; }
+
+# answers NAME FLAGS...: the model's answers to the questions on standard input, in $work/NAME.
+answers() {
+  local name=$1
+  shift
+  bounded $qlora infer --backend cuda --model "$model" --temperature 0 --max_new_tokens 48 --stream false "$@" > "$work/$name"
+}
+
+questions='你是谁?\n/reset\n你能联网吗?\n/reset\nWhat is the capital of France?\n'
+
+# blends: all of an adapter is it, however it is put together; none of it is the base, to the bit.
+blends() {
+  local a=$work/run/checkpoint-64
+  printf "$questions" | answers base && printf "$questions" | answers alone --adapters "$a" || return 1
+  printf "$questions" | answers among --adapters "x=$a" "y=$a" --adapter_weights 0 1 &&
+    printf "$questions" | answers halves --adapters "x=$a" "y=$a" --adapter_weights 0.5 0.5 &&
+    printf "$questions" | answers none --adapters "x=$a" "y=$a" --adapter_weights 0 0 || return 1
+  cmp "$work/alone" "$work/among" && cmp "$work/alone" "$work/halves" && cmp "$work/base" "$work/none" || return 1
+  cmp -s "$work/base" "$work/alone" && echo "the adapter changes no answer" && return 1
+  echo "alone, among others, in halves: equal; weight 0: the base's"
+}
+
+# switched: one process that changes its adapters says what processes of their own say.
+switched() {
+  local a=$work/run/checkpoint-64
+  { printf '/base\n'; printf "$questions"; printf '/reset\n/adapter x=1\n'; printf "$questions"; printf '/reset\n/adapter x=0.5 y=0.5\n'; printf "$questions"; printf '/reset\n/base\n'; printf "$questions"; } |
+    answers switched --adapters "x=$a" "y=$a" --adapter_weights 1 0 2> "$work/switches" || { cat "$work/switches"; return 1; }
+  cat "$work/base" "$work/alone" "$work/halves" "$work/base" | cmp - "$work/switched" && grep -o 'adapters: .*ms)' "$work/switches" | tr '\n' ' '
+}
+
+# continued: a batch of draws whose end was lost goes on to the same bytes.
+continued() {
+  local ask=(infer --backend cuda --model "$model" --adapters "$work/run/checkpoint-64" --val_dataset builtin:general --temperature 1 --top_k 20 --max_new_tokens 32)
+  bounded $qlora "${ask[@]}" --result_path "$work/whole.jsonl" || return 1
+  head -n 9 "$work/whole.jsonl" > "$work/part.jsonl" && head -c 40 "$work/whole.jsonl" >> "$work/part.jsonl"
+  bounded $qlora "${ask[@]}" --result_path "$work/part.jsonl" --resume && same "$work/whole.jsonl" "$work/part.jsonl"
+}
+
+merged() {
+  bounded $qlora export --model "$model" --adapters "$work/run/checkpoint-64" --merge_lora true --torch_dtype bfloat16 --output_dir "$work/merged" &&
+    bounded $qlora eval --backend cuda --model "$work/merged" --dataset builtin:self-cognition --max_new_tokens 64 --json | tee "$out/merged.json" |
+    tr -d ' \n' | grep -q '"identity_accuracy":1[,}]' && echo "8 of 8"
+}
+
+measured() {
+  bounded $qlora eval --backend cuda --adapters "$work/run/checkpoint-64" --dataset builtin:self-cognition --general builtin:general --choices builtin:choices \
+    --with_base --max_new_tokens 64 --json > "$out/eval.json" && tr -d ' \n' < "$out/eval.json" | grep -o '"kl":[0-9.e-]*' | tr '\n' ' '
+}
+
+stage_use() {
+  [ -f "$model" ] || { note use FAIL 0 "there is no $model: bring it along, or name another in MODEL"; return 1; }
+  check "an adapter" trained || return 1
+  check "blends" blends && check "switched in a conversation" switched
+  check "a batch gone on with" continued
+  check "merged" merged
+  check "measured against its base" measured
+}
+
 timed() { bounded $tests -test.run '^$' -test.bench '^BenchmarkCard$' -test.benchtime 200ms -test.timeout 0 | tee "$out/ops.bench" | grep -E 'ns/op|FAIL|^ok|panic'; }
 
 stage_timings() {
@@ -222,7 +283,7 @@ finish() {
     END { print "\n]}" }' "$table" > "$out/$stage.json"
 }
 
-for name in ${*:-doctor kernels conformance sanitizer determinism huge model train timings}; do
+for name in ${*:-doctor kernels conformance sanitizer determinism huge model train use timings}; do
   case $name in
     sanitizer) todo+=(sanitizer-memcheck sanitizer-synccheck sanitizer-racecheck sanitizer-initcheck) ;;
     *) declare -F "stage_$name" > /dev/null && todo+=("$name") || { echo "there is no stage $name" >&2; exit 2; } ;;

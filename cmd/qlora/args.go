@@ -45,48 +45,71 @@ func argsJSON(flags []*kong.Flag, b *base, m *modelFlags) (json.RawMessage, erro
 	return append(text, '\n'), err
 }
 
-// restore checks --adapters and fills what the user left out, of model, template and system, from the
-// adapter's args.json.
+// restore is restoreAll of a verb that takes one adapter.
 func (f *modelFlags) restore(e *env) error {
+	f.newest(e)
+	list, err := f.list()
+	if err != nil {
+		return err
+	}
+	if len(list) > 1 {
+		return usageError{fmt.Errorf("--adapters takes one adapter here, not %d: several are for `qlora infer`, `qlora eval` and `qlora export`", len(list))}
+	}
+	_, err = f.restoreAll(e)
+	return err
+}
+
+// restoreAll checks --adapters and fills what the user left out, of model, template and system, from the args.json of the
+// adapters. They must agree about the model; for the rest the first that says something counts.
+func (f *modelFlags) restoreAll(e *env) ([]namedDir, error) {
+	list, err := f.list()
+	if err != nil {
+		return nil, err
+	}
+	given, from := f.Model, "" // from: the adapter that named the model
+	for _, a := range list {
+		if _, err := os.Stat(filepath.Join(a.dir, lora.ConfigFile)); err != nil {
+			return nil, usageError{f.notAnAdapter(a.dir)}
+		}
+		if f.ignoreArgs {
+			continue
+		}
+		saved, err := readArgs(a.dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			continue
+		case err != nil:
+			return nil, err
+		case saved.RandomWeights && given == "":
+			return nil, usageError{fmt.Errorf("--adapters %s was trained on random weights (%s), to measure by: it knows nothing, and fits no model", a.dir, saved.Model)}
+		case given == "" && from != "" && saved.Model != f.Model:
+			return nil, usageError{fmt.Errorf("--adapters: %s was trained on %s, and %s on %s: adapters of one base go together; if it is one model at two places, say which by --model", from, f.Model, a.dir, saved.Model)}
+		}
+		if f.Model == "" {
+			f.Model, from = saved.Model, a.dir
+			e.logf("model: %s, as %s says", f.Model, filepath.Join(a.dir, train.ArgsName))
+		}
+		if f.Template == "" {
+			f.Template = saved.Template
+		}
+		if f.System == nil {
+			f.System = saved.System
+		} else if saved.System != nil && *saved.System != *f.System {
+			e.logf("notice: %s was trained with another system prompt: %.80q, not %.80q", a.dir, *saved.System, *f.System)
+		}
+	}
+	if len(list) > 0 && f.Model == "" && !f.ignoreArgs {
+		return nil, usageError{fmt.Errorf("--adapters %s has no %s, which would name its base: add --model", list[0].dir, train.ArgsName)}
+	}
+	return list, nil
+}
+
+// newest keeps the last of several checkpoints of one run, which is what a pattern means where one adapter is asked for.
+func (f *modelFlags) newest(e *env) {
 	if last, ok := lastCheckpoint(f.Adapters); ok {
 		e.logf("notice: --adapters names %d checkpoints of one run, as a pattern does: the last is used, %s. ms-swift would load each onto the one before", len(f.Adapters), last)
 		f.Adapters = []string{last}
 	}
-	if len(f.Adapters) > 1 {
-		return usageError{fmt.Errorf("--adapters takes one adapter, not %d: blends are not supported", len(f.Adapters))}
-	}
-	dir := f.adapterDir()
-	if dir == "" {
-		return nil
-	}
-	if _, err := os.Stat(filepath.Join(dir, lora.ConfigFile)); err != nil {
-		return usageError{f.notAnAdapter(dir)}
-	}
-	if f.ignoreArgs {
-		return nil
-	}
-	saved, err := readArgs(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && f.Model == "":
-		return usageError{fmt.Errorf("--adapters %s has no %s, which would name its base: add --model", dir, train.ArgsName)}
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case saved.RandomWeights && f.Model == "":
-		return usageError{fmt.Errorf("--adapters %s was trained on random weights (%s), to measure by: it knows nothing, and fits no model", dir, saved.Model)}
-	}
-	if f.Model == "" {
-		f.Model = saved.Model
-		e.logf("model: %s, as %s says", f.Model, filepath.Join(dir, train.ArgsName))
-	}
-	if f.Template == "" {
-		f.Template = saved.Template
-	}
-	if f.System == nil {
-		f.System = saved.System
-	}
-	return nil
 }
 
 // lastCheckpoint returns the highest of several checkpoints of one run; ok is false where the folders are others.
@@ -114,11 +137,12 @@ func (f *modelFlags) notAnAdapter(dir string) error {
 	return fmt.Errorf("--adapters %s: no %s there: give the folder of a checkpoint or of another PEFT adapter", dir, lora.ConfigFile)
 }
 
+// adapterDir is the folder of the first adapter, "" where there is none.
 func (f *modelFlags) adapterDir() string {
-	if len(f.Adapters) == 0 {
-		return ""
+	if list, err := f.list(); err == nil && len(list) > 0 {
+		return list[0].dir
 	}
-	return filepath.Clean(f.Adapters[0])
+	return ""
 }
 
 // maxArgs bounds the size of args.json.

@@ -23,15 +23,15 @@ import (
 )
 
 var (
-	kills    = stdflag.Int("kills", 12, "how often TestKilledAnywhere kills a run")
-	killSeed = stdflag.Uint64("kill_seed", 1, "of the moments at which TestKilledAnywhere kills")
-	results  = stdflag.String("results", "", "folder to keep a file of what the crash tests did in")
+	kills      = stdflag.Int("kills", 12, "how often TestKilledAnywhere kills a run")
+	killSeed   = stdflag.Uint64("kill_seed", 1, "of the moments at which TestKilledAnywhere kills")
+	resultsDir = stdflag.String("results", "", "folder to keep a file of what the crash tests did in")
 )
 
 // keep adds what a test that passed did to the file of today and of this commit, where -results asks for one.
 func keep(t *testing.T, figures map[string]any) {
 	t.Helper()
-	if *results == "" || t.Failed() {
+	if *resultsDir == "" || t.Failed() {
 		return
 	}
 	commit, err := exec.Command("git", "describe", "--always", "--dirty").Output()
@@ -39,7 +39,7 @@ func keep(t *testing.T, figures map[string]any) {
 		t.Fatal(err)
 	}
 	now := time.Now().UTC()
-	path := filepath.Join(*results, now.Format("20060102")+"-"+strings.TrimSpace(string(commit))+".json")
+	path := filepath.Join(*resultsDir, now.Format("20060102")+"-"+strings.TrimSpace(string(commit))+".json")
 	all := map[string]any{}
 	if text, err := os.ReadFile(path); err == nil {
 		if err := json.Unmarshal(text, &all); err != nil {
@@ -50,7 +50,7 @@ func keep(t *testing.T, figures map[string]any) {
 	all[t.Name()] = figures
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err == nil {
-		err = errors.Join(os.MkdirAll(*results, 0o777), os.WriteFile(path, append(text, '\n'), 0o666))
+		err = errors.Join(os.MkdirAll(*resultsDir, 0o777), os.WriteFile(path, append(text, '\n'), 0o666))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -306,11 +306,6 @@ func TestSignals(t *testing.T) {
 	}
 	t.Logf("at most %v from a signal to the end", longest)
 	keep(t, map[string]any{"signals": 6, "longest seconds from a signal to the end": longest.Seconds()})
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }
 
 // TestSignalDuringEvaluation sends SIGTERM into a long evaluation: the run saves the step before it and leaves,

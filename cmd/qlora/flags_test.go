@@ -22,7 +22,8 @@ func flagsOf(t *testing.T) map[string]map[string]shape {
 }
 
 // ours are flags that ms-swift does not have.
-var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json"}
+var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json",
+	"adapter_weights", "resume", "with_base", "general", "choices", "markdown", "html", "to_gguf", "check", "quant"}
 
 func TestTableAgreesWithStructs(t *testing.T) {
 	shapes := flagsOf(t)
@@ -47,7 +48,7 @@ func TestTableAgreesWithStructs(t *testing.T) {
 			}
 		}
 	}
-	for _, verb := range []string{"sft", "infer", "eval"} {
+	for _, verb := range []string{"sft", "infer", "eval", "export"} {
 		for name := range shapes[verb] {
 			if seen[verb+" "+name] == "" && !slices.Contains(ours, name) {
 				t.Errorf("%s --%s is a field that the table does not name", verb, name)
@@ -113,7 +114,7 @@ func TestParse(t *testing.T) {
 		{"sft|--dataset|a|-lora_rank|8", "!a flag starts with two dashes, --lora_rank"},
 		{"sft|--strict|maybe", "!--strict takes true or false"},
 		{"sft|--stream|true", "no effect here: the training log needs no generation"},
-		{"sft|--json", "!--json is a flag of `qlora eval`, not of `qlora sft`"},
+		{"sft|--json", "!--json is a flag of `qlora export`, not of `qlora sft`"},
 		{"sft|--strict|true|run.yaml", "!--strict takes true or false"},
 		{"sft|none.yaml", "!no such file"},
 		{"sft|a.txt|--dataset|a", "!\"a.txt\" belongs to no flag"},
@@ -122,7 +123,7 @@ func TestParse(t *testing.T) {
 		{"eval|--eval_dataset|gsm8k", "!give questions with their answers to --dataset"},
 		{"eval|--model|m|--dataset|a|--temperature|0|--infer_backend|vllm|--top_p|0.8", "notice: --top_p has no effect here: answers are found by greedy search"},
 		{"deploy|--adapters|a", "!deploy: known but not supported: nothing is served here: `qlora infer"},
-		{"merge-lora|--adapters|a", "!merge-lora: known but not supported: merging will belong to `qlora export`"},
+		{"merge-lora|--adapters|a", "!merge-lora: known but not supported: use `qlora export --adapters CHECKPOINT --merge_lora true`"},
 		{"merge_lora", "!merge_lora: known but not supported"},
 		{"infer|--lora_rank|8", "!--lora_rank is a flag of `qlora sft`, not of `qlora infer`"},
 		{"infer|--infer_backend|vllm|--merge_lora|true", "the adapter is applied beside"},

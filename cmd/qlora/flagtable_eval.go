@@ -52,26 +52,46 @@ var evalFlags = []flagGroup{
 	{class: unsupported, verbs: "eval", off: []string{"true"}, why: "an adapter's args.json gives what the flags leave out: give --model, --template and --system", names: `load_args`},
 }
 
-// exportFlags are the flags of `export`, which is no verb here.
+// exportFlags are the flags of `export`, whose arguments are derived in ms-swift from those of both training and inference.
 var exportFlags = []flagGroup{
-	{class: unsupported, verbs: "export", why: otherVerbs["export"], names: `
-		adapters add_non_thinking_prefix agent_template attn_impl bnb_4bit_compute_dtype bnb_4bit_quant_storage
-		bnb_4bit_quant_type bnb_4bit_use_double_quant cached_dataset cached_val_dataset ckpt_dir columns commit_message
-		custom_dataset_info custom_register_path data_seed decision_drop_instructions decision_shuffle_fields
-		decision_state_as_text decision_subsample_options dataset dataset_num_proc dataset_shuffle ddp_backend
-		ddp_timeout device_groups device_map disable_auto_column_mapping disable_ignore_empty_think download_mode
-		enable_cache enable_npu_model_patch enable_thinking exist_ok experts_impl external_plugins gguf_file group_size
-		hqq_axis hub_model_id hub_private_repo hub_token ignore_args_error init_strategy instruct_model
-		instruct_model_revision interleave_prob is_binary_loss_scale lazy_tokenize load_args load_data_args
-		load_dataset_config load_from_cache_file local_repo_path logprobs lora_modules loss_scale max_length max_memory
-		max_model_len max_new_tokens max_pixels max_shard_size mcore_adapter mcore_adapters mcore_model merge_lora model
-		model_author model_kwargs model_name model_revision model_type new_special_tokens norm_bbox num_beams num_labels
-		output_dir packing packing_cache packing_length packing_num_proc packing_strategy padding_free padding_side
-		preserve_thinking problem_type push_to_hub quant_batch_size quant_bits quant_method quant_n_samples ray_exp_name
-		remove_unused_columns repetition_penalty response_prefix rope_scaling safe_serialization save_missing_weights
-		seed sequence_parallel_size shuffle_buffer_size split_dataset_ratio stop_words stopping_strategy stream
-		streaming strict structured_outputs_regex system task_type temperature template template_backend template_mode
-		test_convert_dtype test_convert_precision thread_count to_cached_dataset to_hf to_mcore to_ollama to_peft_format
-		tools_prompt top_k top_logprobs top_p torch_dtype train_type truncation_strategy tuner_backend tuner_type
-		use_chat_template use_hf use_merge_kit use_ray use_swift_lora val_dataset val_dataset_shuffle`},
+	{class: works, verbs: "export", names: `
+		model template system torch_dtype adapters merge_lora output_dir max_shard_size to_ollama to_peft_format to_hf`},
+	{class: noEffect, verbs: "export", why: "models are written as safetensors", names: `safe_serialization`},
+	{class: noEffect, verbs: "export", why: "nothing is calibrated, so no data is read", names: `
+		dataset val_dataset columns data_seed dataset_num_proc dataset_shuffle val_dataset_shuffle split_dataset_ratio download_mode
+		disable_auto_column_mapping enable_cache interleave_prob lazy_tokenize load_data_args load_dataset_config load_from_cache_file
+		loss_scale is_binary_loss_scale model_author model_name packing packing_cache packing_length packing_num_proc packing_strategy
+		padding_free padding_side quant_batch_size quant_n_samples group_size remove_unused_columns shuffle_buffer_size
+		stopping_strategy streaming strict truncation_strategy max_length max_pixels norm_bbox cached_val_dataset seed
+		decision_drop_instructions decision_shuffle_fields decision_state_as_text decision_subsample_options`},
+	{class: noEffect, verbs: "export", why: "nothing is generated: a Modelfile takes its settings from the model's generation_config.json", names: `
+		temperature top_k top_p repetition_penalty max_new_tokens num_beams stop_words stream logprobs top_logprobs
+		structured_outputs_regex max_model_len response_prefix`},
+	{class: noEffect, verbs: "export", why: "the model is recognised by its config.json or GGUF metadata", names: `
+		model_type task_type use_chat_template model_kwargs num_labels problem_type`},
+	{class: noEffect, verbs: "export", why: "the template is that of the model, or --template; thinking and agent formats have no part in it", names: `
+		template_backend template_mode agent_template tools_prompt enable_thinking preserve_thinking add_non_thinking_prefix
+		disable_ignore_empty_think`},
+	{class: noEffect, verbs: "export", why: "one process reads files and writes files", names: `
+		attn_impl experts_impl enable_npu_model_patch sequence_parallel_size device_map max_memory ddp_backend ddp_timeout device_groups
+		ray_exp_name use_ray tuner_backend tuner_type train_type thread_count test_convert_precision test_convert_dtype
+		save_missing_weights hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type bnb_4bit_use_double_quant`},
+	{class: noEffect, verbs: "export", why: "the network is not used; models are read from disk or from the local hub caches", names: `
+		use_hf hub_token hub_model_id hub_private_repo commit_message local_repo_path`},
+	{class: noEffect, verbs: "export", why: "errors in flags are never ignored", names: `ignore_args_error`},
+	{class: unsupported, verbs: "export", off: disabled, why: "nothing is uploaded: copy the folder", names: `push_to_hub`},
+	{class: unsupported, verbs: "export", off: disabled, why: "the quantised forms written are GGUF's: use --to_gguf model --quant q8_0 or q4_0", names: `quant_method quant_bits`},
+	{class: unsupported, verbs: "export", off: disabled, why: "a target that exists is never replaced: choose another --output_dir", names: `exist_ok`},
+	{class: unsupported, verbs: "export", off: disabled, why: "give the checkpoint to --adapters", names: `ckpt_dir`},
+	{class: unsupported, verbs: "export", off: disabled, why: "--to_ollama true writes the GGUF itself, or names the base .gguf that --model gives", names: `gguf_file`},
+	{class: unsupported, verbs: "export", off: disabled, why: "give --model the folder of that revision", names: `model_revision`},
+	{class: unsupported, verbs: "export", off: disabled, why: "Megatron's format is not written", names: `to_mcore mcore_model mcore_adapter mcore_adapters`},
+	{class: unsupported, verbs: "export", off: disabled, why: "datasets are read as they are: `qlora data` shows what they become", names: `to_cached_dataset cached_dataset`},
+	{class: unsupported, verbs: "export", off: disabled, why: "the rope of config.json is used: change it there", names: `rope_scaling`},
+	{class: unsupported, verbs: "export", off: disabled, why: "Python is not run", names: `external_plugins custom_dataset_info custom_register_path`},
+	{class: unsupported, verbs: "export", off: disabled, why: "the vocabulary is fixed", names: `new_special_tokens init_strategy`},
+	{class: unsupported, verbs: "export", off: disabled, why: "adapters are PEFT LoRA: leave it out", names: `use_swift_lora`},
+	{class: unsupported, verbs: "export", off: disabled, why: "use --merge_lora", names: `use_merge_kit instruct_model instruct_model_revision`},
+	{class: unsupported, verbs: "export", off: []string{"true"}, why: "an adapter's args.json gives what the flags leave out: give --model, --template and --system", names: `load_args`},
+	{class: unsupported, verbs: "export", off: disabled, why: "use --adapters", names: `lora_modules`},
 }

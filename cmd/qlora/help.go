@@ -37,9 +37,11 @@ func overview(k *kong.Kong) string {
 
 const firstSteps = `To begin:
   qlora doctor
+  qlora fetch Qwen/Qwen2.5-0.5B-Instruct
   qlora data --model MODEL --dataset builtin:self-cognition
   qlora sft --model MODEL --dataset builtin:self-cognition --output_dir output
   qlora infer --adapters output/v0-.../checkpoint-...
+  qlora export --adapters output/v0-.../checkpoint-... --merge_lora true
 `
 
 // manual is the help of a verb: usage, flags by group, examples.

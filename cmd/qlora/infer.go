@@ -1,16 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
-	"os"
-	"path/filepath"
-	"time"
 
-	"qlora/model/data"
 	"qlora/model/infer"
 	"qlora/model/lora"
 	"qlora/model/ops"
@@ -20,6 +14,7 @@ import (
 // inferCmd is `qlora infer`.
 type inferCmd struct {
 	modelFlags
+	blendFlags
 	deviceFlags
 	sampleFlags
 	columnFlags
@@ -29,8 +24,9 @@ type inferCmd struct {
 
 	ValDataset       []string `name:"val_dataset" group:"Batch" sep:"none" placeholder:"DATA..." help:"Answer the last question of every row and write the answers to --result_path. Datasets are as qlora data --help describes them."`
 	ValDatasetSample int      `name:"val_dataset_sample" group:"Batch" help:"Answer this many rows, from the first. By default all."`
-	MaxBatchSize     int      `name:"max_batch_size" group:"Batch" default:"1" help:"Rows answered together."`
+	MaxBatchSize     int      `name:"max_batch_size" group:"Batch" default:"1" help:"Rows answered together. When one has its answer the next takes its place."`
 	ResultPath       string   `name:"result_path" group:"Batch" placeholder:"FILE" help:"A .jsonl file of answers. By default infer_result/ of the adapter, or of the working folder, and the time."`
+	Resume           bool     `name:"resume" group:"Batch" help:"Go on with the --result_path of a run that was interrupted, behind its last whole line. The answers are those that it would have given."`
 }
 
 // sampleFlags choose the next token, by the stages of transformers in their order.
@@ -40,19 +36,23 @@ type sampleFlags struct {
 	TopK              *int     `name:"top_k" group:"Generation" help:"Draw from this many likeliest tokens; 0 from all. Default likewise."`
 	TopP              *float64 `name:"top_p" group:"Generation" help:"Draw from the likeliest tokens that together have this probability. Default likewise."`
 	RepetitionPenalty *float64 `name:"repetition_penalty" group:"Generation" help:"Divides the logits of tokens that occurred. Default likewise."`
-	StopWords         []string `name:"stop_words" group:"Generation" sep:"none" help:"Control tokens, beside the template's, that end an answer."`
+	StopWords         []string `name:"stop_words" group:"Generation" sep:"none" help:"Texts that end an answer and are no part of it, beside the template's own end."`
 	Seed              uint32   `name:"seed" group:"Generation" default:"42" help:"Seed of the draws."`
 }
 
 func (inferCmd) Help() string {
-	return `Without --val_dataset it is a conversation: a line is a question; exit or quit ends it, clear
-forgets the conversation, reset-system asks for a new system prompt, multi-line takes questions of
-several lines that end with #, and single-line ends that. When standard input is no terminal each
-line is a question on its own turn of the conversation, and answers alone go to standard output.
+	return `Without --val_dataset it is a conversation: a line is a question. When standard input is no terminal each line
+is a question on its own turn of the conversation, and answers alone go to standard output.
+
+` + chatHelp + `
+Several adapters of one base lie in memory together, unmerged; what is used of them changes at once:
+--adapter_weights at the start, /adapter in a conversation. The sum is exact, and what has the
+weight 0 changes no bit. Ranks in use on one module may add up to ` + fmt.Sprint(lora.MaxRank) + `; beyond that, merge: qlora export.
 
 Examples
   qlora infer --adapters output/v0-20250405-142300/checkpoint-10 --stream true --temperature 0 --max_new_tokens 2048
   echo 'Who are you?' | qlora infer --model MODEL --temperature 0
+  qlora infer --adapters style=RUN1/checkpoint-9 facts=RUN2/checkpoint-9 --adapter_weights 0.7 0.3
   qlora infer --adapters CHECKPOINT --val_dataset questions.jsonl --max_batch_size 8 --result_path answers.jsonl`
 }
 
@@ -71,11 +71,11 @@ func (f *sampleFlags) options(b *base) (infer.Options, error) {
 	set(&o.TopP, f.TopP)
 	set(&o.RepetitionPenalty, f.RepetitionPenalty)
 	for _, word := range f.StopWords {
-		id, ok := b.tok.ID(word)
-		if !ok {
-			return o, fmt.Errorf("--stop_words %q: not a token of the vocabulary", word)
+		if id, ok := b.tok.ID(word); ok && b.tok.IsSpecial(id) { // its text is never shown: it ends by itself
+			o.StopIDs = append(o.StopIDs, id)
+		} else if word == "" {
+			return o, errors.New("--stop_words: an empty text would end every answer before it begins")
 		}
-		o.StopIDs = append(o.StopIDs, id)
 	}
 	switch {
 	case !(o.Temperature >= 0) || math.IsInf(o.Temperature, 0):
@@ -102,8 +102,9 @@ func set[T any](dst, src *T) {
 // made whole at the start.
 const defaultContext = 4096
 
-// promptTokens is how many tokens of prompts are run together.
-const promptTokens = 512
+// promptTokens is how many tokens of prompts are run together. A longer prompt goes on by the attention of decoding,
+// which is slower.
+const promptTokens = 2048
 
 // engine is a model ready to answer.
 type engine struct {
@@ -111,14 +112,22 @@ type engine struct {
 	backend   ops.Backend
 	model     *qwen2.Model
 	generator *infer.Generator
-	set       *lora.Set // nil without an adapter
-	sequences int
+
+	blend   *lora.Blend // nil without adapters
+	weights []float64   // of the adapters in use
 }
 
-// load builds the model, with the adapter if there is one, for this many sequences together of so many
-// tokens (0: the default). rowTokens is the room of a packed row where more than prompts are run.
-func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, rowTokens int) (*engine, error) {
-	limit := b.Config.MaxPositionEmbeddings
+// capacity is what a model is built for.
+type capacity struct {
+	sequences int  // answered together
+	context   int  // tokens of each; 0: the default
+	row       int  // tokens of a packed row, where more than prompts are run
+	compare   bool // with the base
+}
+
+// load builds the model with the adapters, none of which is in use yet.
+func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engine, error) {
+	limit, context := b.Config.MaxPositionEmbeddings, r.context
 	switch {
 	case context < 0 || limit > 0 && context > limit:
 		return nil, usageError{fmt.Errorf("--max_length %d: must be from 1 to %d, which the model was made for", context, limit)}
@@ -131,16 +140,16 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 	if err != nil {
 		return nil, err
 	}
-	g := &engine{base: b, sequences: sequences}
-	room := max(min(promptTokens, context), sequences, rowTokens)
-	o := qwen2.Options{DType: dtype, MaxT: room, MaxS: room, MaxN: room, Sequences: sequences, Context: context}
-	var params []float32
-	if dir := m.adapterDir(); dir != "" {
-		if g.set, params, err = loadAdapter(b, dir); err != nil {
+	g := &engine{base: b}
+	tokens := max(min(promptTokens, context), r.sequences, r.row)
+	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
+	if len(list) > 0 {
+		all, err := loadAdapters(b, list, lora.Load)
+		if err != nil {
 			return nil, err
 		}
-		g.set.SetDropout(false)
-		o.Adapter = g.set
+		g.blend = lora.NewBlend(all)
+		o.Adapter = g.blend
 	}
 	if g.backend, err = openBackend(e, *d); err != nil {
 		return nil, err
@@ -150,25 +159,49 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 	g.model, err = qwen2.Build(g.backend, b.Model, o)
 	shown.end()
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, g.backend.Close())
 	}
-	if g.set != nil {
-		if err := ops.WriteF32(g.backend, g.model.Params, params); err != nil {
-			return nil, err
+	g.generator = infer.New(g.backend, g.model, r.sequences, context)
+	if g.blend != nil {
+		if err := g.use(make([]float64, len(list))); err != nil {
+			return nil, errors.Join(err, g.backend.Close())
 		}
-		g.model.ParamsChanged()
 	}
-	g.generator = infer.New(g.backend, g.model, sequences, context)
 	return g, nil
+}
+
+// use changes how much of each adapter is in use. On an error nothing changes.
+func (g *engine) use(weights []float64) error {
+	params, err := g.blend.Use(weights)
+	if err != nil {
+		return err
+	}
+	g.weights = weights
+	g.generator.Reset()
+	return g.model.SetParams(params)
 }
 
 func (c *inferCmd) Run(e *env) error {
 	c.ignoreArgs = !c.LoadArgs
-	if err := c.restore(e); err != nil {
+	if len(c.AdapterWeights) == 0 {
+		c.newest(e)
+	}
+	list, err := c.restoreAll(e)
+	if err != nil {
 		return err
 	}
-	if c.MaxBatchSize < 1 || c.ValDatasetSample < 0 {
+	var weights []float64
+	switch {
+	case c.MaxBatchSize < 1 || c.ValDatasetSample < 0:
 		return usageError{errors.New("--max_batch_size must be at least 1, and --val_dataset_sample positive")}
+	case c.Resume && c.ResultPath == "":
+		return usageError{errors.New("--resume true: say which file by --result_path")}
+	case len(list) > 0:
+		if weights, err = c.blendFlags.shares(list); err != nil {
+			return err
+		}
+	case len(c.AdapterWeights) > 0:
+		return usageError{errors.New("--adapter_weights: there are no --adapters that they could be of")}
 	}
 	b, err := c.open(e)
 	if err != nil {
@@ -183,97 +216,20 @@ func (c *inferCmd) Run(e *env) error {
 	if len(c.ValDataset) > 0 {
 		sequences = c.MaxBatchSize
 	}
-	g, err := b.load(e, &c.modelFlags, &c.deviceFlags, sequences, c.MaxLength, 0)
+	g, err := b.load(e, list, &c.deviceFlags, capacity{sequences: sequences, context: c.MaxLength})
 	if err != nil {
 		return err
 	}
 	defer g.backend.Close()
+	if g.blend != nil {
+		if err := g.use(weights); err != nil {
+			return usageError{fmt.Errorf("--adapter_weights: %w", err)}
+		}
+		e.logf("adapters: %s", mixture(g.blend.Adapters, weights))
+	}
 	if len(c.ValDataset) > 0 {
 		return c.batch(e, g, o)
 	}
 	stream := c.Stream == nil || *c.Stream
-	return newChat(e, g, o, stream).run()
-}
-
-// answerLine is a line of the results, as ms-swift writes it.
-type answerLine struct {
-	Response string        `json:"response"`
-	Labels   *string       `json:"labels"` // the row's own answer, null where it has none
-	LogProbs any           `json:"logprobs"`
-	Messages []messageLine `json:"messages"`
-}
-
-type messageLine struct {
-	Role    data.Role `json:"role"`
-	Content string    `json:"content"`
-}
-
-// batch answers the rows of --val_dataset.
-func (c *inferCmd) batch(e *env, g *engine, o infer.Options) error {
-	opt, err := c.columnFlags.reading()
-	if err != nil {
-		return err
-	}
-	questions, dropped, err := readQuestions(c.ValDataset, c.ValDatasetSample, opt, g.chat)
-	for _, fault := range dropped {
-		e.logf("dropped: %v", fault)
-	}
-	if err != nil {
-		return fmt.Errorf("--val_dataset: %w", err)
-	}
-	marked := 0
-	for _, q := range questions {
-		if q.marked {
-			marked++
-		}
-	}
-	c.notice(e, "val_dataset", marked)
-	file, err := c.resultFile()
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	e.logf("results: %s", file.Name())
-	lines := json.NewEncoder(file)
-	lines.SetEscapeHTML(false)
-	var echo io.Writer = io.Discard
-	if c.Stream != nil && *c.Stream {
-		echo = e.out
-	}
-	for from := 0; from < len(questions); from += g.sequences {
-		some := questions[from:min(from+g.sequences, len(questions))]
-		prompts := make([][]int32, len(some))
-		for i, q := range some {
-			prompts[i] = q.prompt
-		}
-		answers, err := g.generator.Generate(e.ctx, prompts, o, nil)
-		if err != nil {
-			return errors.Join(fmt.Errorf("%s, row %d: %w", some[0].file, some[0].row, err), file.Close())
-		}
-		for i, a := range answers {
-			line := some[i].line(g.tok.DecodeSkipSpecial(a.IDs))
-			if err := lines.Encode(line); err != nil {
-				return fmt.Errorf("--result_path %s: %w", file.Name(), err)
-			}
-			fmt.Fprintf(echo, "%s\n", line.Response)
-		}
-		e.logf("%d of %d rows", min(from+g.sequences, len(questions)), len(questions))
-	}
-	return file.Close()
-}
-
-// resultFile makes the file of answers. It never replaces one that is there.
-func (c *inferCmd) resultFile() (*os.File, error) {
-	path := c.ResultPath
-	if path == "" {
-		path = filepath.Join(c.adapterDir(), "infer_result", time.Now().Format("20060102-150405")+".jsonl")
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
-		return nil, err
-	}
-	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
-	if errors.Is(err, os.ErrExist) {
-		return nil, usageError{fmt.Errorf("--result_path %s is there already: choose another", path)}
-	}
-	return file, err
+	return newChat(e, g, o, c.StopWords, stream).run()
 }

@@ -30,7 +30,9 @@ import (
 type commands struct {
 	SFT    sftCmd    `cmd:"" help:"Train a LoRA adapter."`
 	Infer  inferCmd  `cmd:"" help:"Talk to a model, or answer a dataset."`
+	Export exportCmd `cmd:"" help:"Write a model or an adapter for other programs; say which servers take it."`
 	Eval   evalCmd   `cmd:"" help:"Measure a model on a dataset: exact answers, likelihood."`
+	Fetch  fetchCmd  `cmd:"" help:"Get a model or a dataset from a hub into the local cache."`
 	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
 	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
 }
@@ -150,6 +152,9 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 			return nil, err
 		}
 	}
+	if verb == "fetch" && len(words) > 0 && !strings.HasPrefix(words[0], "-") {
+		words = append([]string{"--model"}, words...) // qlora fetch ORG/NAME
+	}
 	settings, err := splitWords(words)
 	if err != nil {
 		return nil, err
@@ -177,8 +182,7 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 // otherVerbs are commands of ms-swift that are no verbs here, and what to use instead.
 var otherVerbs = map[string]string{
 	"deploy":     "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that others serve: vllm serve MODEL --enable-lora --lora-modules NAME=CHECKPOINT",
-	"export":     "nothing is exported yet: a checkpoint is a PEFT adapter already, which PEFT, vLLM and SGLang load, and llama.cpp after conversion",
-	"merge_lora": "merging will belong to `qlora export`, which is not there yet: use the adapter unmerged, as `qlora infer --adapters CHECKPOINT` does, or merge it with PEFT's merge_and_unload",
+	"merge_lora": "use `qlora export --adapters CHECKPOINT --merge_lora true`",
 	"pt":         "use `qlora sft`, which trains on answers",
 	"rlhf":       "use `qlora sft`, which trains on answers",
 	"sample":     "use `qlora infer --val_dataset`",

@@ -21,7 +21,7 @@ import (
 type modelFlags struct {
 	Model    string   `name:"model" group:"Model" placeholder:"MODEL" help:"A folder in the Hugging Face layout, a .gguf file, or a hub id (org/name) that lies in the local cache of Hugging Face or ModelScope."`
 	Template string   `name:"template" group:"Model" placeholder:"NAME" help:"Chat template: qwen2_5, qwen, smollm2 or chatml. By default that of the model."`
-	Adapters []string `name:"adapters" group:"Model" sep:"none" placeholder:"DIR" help:"A PEFT adapter, such as a checkpoint of a run. Its args.json gives the model, the template and the system where the flags leave them out."`
+	Adapters []string `name:"adapters" group:"Model" sep:"none" placeholder:"DIR..." help:"A PEFT adapter, such as a checkpoint of a run, or name=DIR. Its args.json gives the model, the template and the system where the flags leave them out."`
 	System   *string  `name:"system" group:"Model" help:"System prompt of conversations that bring none, or the path of a .txt file that holds it. '' for no system turn. By default that of the template."`
 
 	ignoreArgs bool // --load_args false
@@ -54,8 +54,9 @@ func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
 // base is an opened model with all that is said in its language.
 type base struct {
 	*weights.Model
-	tok  *tokenizer.Tokenizer
-	chat *data.Chat
+	tok   *tokenizer.Tokenizer
+	chat  *data.Chat
+	jinja string // the text of the model's chat template
 }
 
 // open opens the model, its tokenizer and its chat template. The caller closes it.
@@ -93,6 +94,7 @@ func (b *base) prepare(f *modelFlags) error {
 	if err != nil {
 		return err
 	}
+	b.jinja = jinja
 	if n := b.tok.VocabSize(); n > b.Config.VocabSize {
 		return fmt.Errorf("the tokenizer has %d ids, the embedding only %d rows: they do not belong together", n, b.Config.VocabSize)
 	}
@@ -198,18 +200,12 @@ func textOrFile(text string) (string, error) {
 	return strings.TrimRight(string(file), "\r\n"), err
 }
 
-// loadAdapter reads a PEFT adapter and refuses one that was trained on another base.
+// loadAdapter reads the PEFT adapter at dir, to go on from.
 func loadAdapter(b *base, dir string) (*lora.Set, []float32, error) {
-	set, params, from, err := lora.Load(dir, b.Config)
-	if err != nil {
-		return nil, nil, fmt.Errorf("--adapters: %w", err)
-	}
-	fingerprint, err := b.Fingerprint()
+	all, err := loadAdapters(b, []namedDir{{dir: dir}}, lora.Load)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := lora.CheckBase(from, fingerprint); err != nil {
-		return nil, nil, fmt.Errorf("--adapters %s: %w", dir, err)
-	}
-	return set, params, nil
+	all[0].Set.SetDropout(true)
+	return all[0].Set, all[0].Params, nil
 }

@@ -66,7 +66,7 @@ var (
 		"model/cpu/vec/...",
 		"cuda/...", // C
 	}
-	mayUseNetwork []string
+	mayUseNetwork = []string{"internal/fetch/..."}
 )
 
 // matches reports whether a path from the module's root is that of a pattern.

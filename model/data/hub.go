@@ -17,7 +17,7 @@ func findInCaches(hub, id string) (string, error) {
 	dir, err := hubcache.Find(hubcache.Datasets, hub, id)
 	if missing, ok := errors.AsType[*hubcache.Missing](err); ok {
 		return "", fmt.Errorf("no such file or folder, and not in the cache of a hub (the network is not used); looked for\n  %s\nget it with one of\n"+
-			"  huggingface-cli download --repo-type dataset %[2]s\n  modelscope download --dataset %[2]s", strings.Join(missing.Looked, "\n  "), id)
+			"  qlora fetch --dataset %[2]s\n  huggingface-cli download --repo-type dataset %[2]s\n  modelscope download --dataset %[2]s", strings.Join(missing.Looked, "\n  "), id)
 	}
 	return dir, err
 }

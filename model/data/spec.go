@@ -13,10 +13,14 @@ import (
 //	[hf::|ms::]path-or-id[:subset/subset][#count]
 type Spec struct {
 	Hub     string   // "hf", "ms", or "" for either
-	Name    string   // a file, a folder, a hub's org/name, or SelfCognition
+	Name    string   // a file, a folder, a hub's org/name, or one that is part of the program
 	Subsets []string // none: all of the dataset
 	Count   int      // rows to take; 0: each once
 }
+
+// General names a dataset that is part of the program: 24 everyday questions with short answers, by which to see what a
+// training that is about something else did to the rest.
+const General = "builtin:general"
 
 // ParseSpec reads a dataset's name. What exists as a path is a path, whatever signs it holds:
 // the whole first, then what stands before the last #, then before the first colon.
@@ -56,7 +60,7 @@ func ParseSpec(text string) (Spec, error) {
 // isPath reports whether something is there by that name.
 func isPath(name string) bool {
 	_, err := os.Stat(name)
-	return name == SelfCognition || err == nil
+	return builtin[name] != nil || err == nil
 }
 
 // A source is a file of a dataset, and what the subset it belongs to adds to its rows.
@@ -81,8 +85,11 @@ func (s Spec) files() (files []source, leftOut []string, err error) {
 		}
 		return files, nil, nil
 	}
+	if builtin[s.Name] != nil {
+		return []source{{file: s.Name}}, nil, nil
+	}
 	if strings.HasPrefix(s.Name, "builtin") {
-		return nil, nil, fmt.Errorf("no such dataset: there is only %s", SelfCognition)
+		return nil, nil, fmt.Errorf("no such dataset: there is only %s and %s", SelfCognition, General)
 	}
 	folder := s.Name
 	info, err := os.Stat(s.Name)

@@ -36,11 +36,18 @@ type record struct {
 //go:embed self_cognition.json
 var selfCognition []byte
 
+//go:embed general.json
+var general []byte
+
+// builtin are the datasets that are part of the program.
+var builtin = map[string][]byte{SelfCognition: selfCognition, General: general}
+
 // openTable finds the rows of a file.
 func openTable(file string) (table, error) {
-	var in readCloserAt = nopCloser{bytes.NewReader(selfCognition)}
-	size := int64(len(selfCognition))
-	if file != SelfCognition {
+	own := builtin[file]
+	var in readCloserAt = nopCloser{bytes.NewReader(own)}
+	size := int64(len(own))
+	if own == nil {
 		f, err := os.Open(file)
 		if err != nil {
 			return nil, &FileError{file, 0, err}
@@ -74,7 +81,7 @@ func newTable(file string, in readCloserAt, size int64) (table, error) {
 	case ".parquet":
 		return newParquet(file, in, size)
 	case ".json", ".jsonl", ".csv", ".txt", "":
-		if file == SelfCognition || extension(file) != "" {
+		if builtin[file] != nil || extension(file) != "" {
 			return newText(file, in, size, maxRowBytes)
 		}
 	}

@@ -58,7 +58,7 @@ func TestMeasureIsTransformersLoss(t *testing.T) {
 		samples = append(samples, s)
 	}
 	b, m := mini(t)
-	got, err := Measure(t.Context(), b, m, samples)
+	got, err := (&Runner{Backend: b, Model: m}).Measure(t.Context(), samples)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestAnswerComparesWordForWord(t *testing.T) {
 		for i, w := range want {
 			qs = append(qs, Question{Text: w, Prompt: []int32{int32(i + 1), 7, 9}, Want: w})
 		}
-		got, err := Answer(t.Context(), infer.New(b, m, 2, 64), 2, qs, o, spell)
+		got, err := Answer(t.Context(), infer.New(b, m, 2, 64), qs, o, spell, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,6 +20,7 @@ type Options struct {
 	TopP              float64
 	RepetitionPenalty float64
 	Seed              uint32
+	First             uint32  // number of the first prompt: draws depend on Seed, a prompt's number and the place in its answer
 	StopIDs           []int32 // end of turn; not part of the answer
 	VocabLimit        int     // ids at or above it are padding rows of the vocabulary
 }
@@ -28,8 +29,9 @@ type Options struct {
 type Reason string
 
 const (
-	Stop   Reason = "stop"   // a stop token
-	Length Reason = "length" // MaxNewTokens, or the context is full
+	Stop   Reason = "stop"    // a stop token, or Hooks.Token
+	Length Reason = "length"  // MaxNewTokens
+	Full   Reason = "context" // the context is full
 )
 
 // Answer is what was generated for one prompt.
@@ -38,20 +40,30 @@ type Answer struct {
 	Reason Reason
 }
 
-// Generator holds the sequences in a model's KV cache. A later prompt that begins like what a sequence
-// has in the cache, as the next turn of a chat does, only pays for its new tokens.
+// Hooks are told what happens while prompts are answered. Either may be nil.
+type Hooks struct {
+	// Token sees each token as it comes, stop tokens excepted, and may end the answer, which keeps the token.
+	Token func(prompt int, id int32) (stop bool)
+	// Done sees each answer when it is whole, in the order in which they become so. Its error ends all.
+	Done func(prompt int, a Answer) error
+}
+
+// Generator holds the sequences in a model's KV cache. A prompt that begins like what a sequence has in the cache, as
+// the next turn of a chat does, only pays for its new tokens.
 type Generator struct {
 	b       ops.Backend
 	m       *qwen2.Model
 	context int
 	cached  [][]int32 // ids whose keys and values each sequence has
-	draws   uint32    // tokens drawn so far: the step of SampleUniform
 }
 
 // New returns a generator on a model built with a KV cache.
 func New(b ops.Backend, m *qwen2.Model, sequences, context int) *Generator {
 	return &Generator{b: b, m: m, context: context, cached: make([][]int32, sequences)}
 }
+
+// Context is how many tokens a prompt and its answer have room for.
+func (g *Generator) Context() int { return g.context }
 
 // Reset forgets what is cached, as after the adapter was changed.
 func (g *Generator) Reset() {
@@ -62,99 +74,150 @@ func (g *Generator) Reset() {
 
 // sequence is one prompt being answered.
 type sequence struct {
-	slot   int
-	ids    []int32 // prompt and answer
-	prompt int
+	slot   int // of the cache
+	number int // of the prompt
+	ids    []int32
+	prompt int // ids that are the prompt's
 	done   Reason
 }
 
-// Generate answers prompts, at most as many as there are sequences. emit, which may be nil, sees each
-// token as it comes, stop tokens excepted. When ctx ends, the answers so far are returned with its error.
-func (g *Generator) Generate(ctx context.Context, prompts [][]int32, o Options, emit func(prompt int, id int32)) ([]Answer, error) {
-	if len(prompts) == 0 || len(prompts) > len(g.cached) {
-		return nil, fmt.Errorf("infer: %d prompts for %d sequences", len(prompts), len(g.cached))
-	}
-	seqs := make([]*sequence, len(prompts))
+func (s *sequence) answer() Answer { return Answer{IDs: s.ids[s.prompt:], Reason: s.done} }
+
+// Generate answers prompts, as many together as there are sequences; when one has its answer, the next takes its place.
+// Which are together changes no answer but by rounding. When ctx ends, the answers so far are returned with its error.
+func (g *Generator) Generate(ctx context.Context, prompts [][]int32, o Options, h Hooks) ([]Answer, error) {
 	for i, p := range prompts {
-		switch {
-		case len(p) == 0:
-			return nil, errors.New("infer: a prompt has no tokens")
-		case len(p) >= g.context:
-			return nil, fmt.Errorf("the prompt has %d tokens, which leaves no room in a context of %d: shorten it, /clear the history, or raise --max_length", len(p), g.context)
+		if err := g.Fits(p); err != nil {
+			return nil, fmt.Errorf("prompt %d: %w", i+1, err)
 		}
-		seqs[i] = &sequence{slot: i, ids: slices.Clone(p), prompt: len(p)}
 	}
-	err := g.run(ctx, seqs, o, emit)
-	answers := make([]Answer, len(seqs))
-	for i, s := range seqs {
-		answers[i] = Answer{IDs: s.ids[s.prompt:], Reason: s.done}
+	answers := make([]Answer, len(prompts))
+	var live []*sequence
+	for next := 0; next < len(prompts) || len(live) > 0; {
+		for ; next < len(prompts) && len(live) < len(g.cached); next++ {
+			live = append(live, &sequence{slot: g.free(live, prompts[next]), number: next, ids: slices.Clone(prompts[next]), prompt: len(prompts[next])})
+		}
+		err := ctx.Err()
+		if err == nil {
+			err = g.step(live, o, h)
+		}
+		for _, s := range live {
+			answers[s.number] = s.answer()
+		}
+		if err != nil {
+			return answers, err
+		}
+		live = slices.DeleteFunc(live, func(s *sequence) bool { return s.done != "" })
 	}
-	return answers, err
+	return answers, nil
 }
 
-func (g *Generator) run(ctx context.Context, seqs []*sequence, o Options, emit func(int, int32)) error {
-	for live := seqs; len(live) > 0; {
-		if err := ctx.Err(); err != nil {
-			return err
+// Fits says why a prompt cannot be answered, if so.
+func (g *Generator) Fits(prompt []int32) error {
+	switch {
+	case len(prompt) == 0:
+		return errors.New("infer: a prompt has no tokens")
+	case len(prompt) >= g.context:
+		return &TooLong{len(prompt), g.context}
+	}
+	return nil
+}
+
+// TooLong is the error of a prompt that leaves no room for an answer.
+type TooLong struct{ Tokens, Context int }
+
+func (e *TooLong) Error() string {
+	return fmt.Sprintf("the prompt has %d tokens, which leaves no room in a context of %d: shorten it, /reset the conversation, or raise --max_length", e.Tokens, e.Context)
+}
+
+// free is the slot that no live sequence has and whose cache begins most like a prompt.
+func (g *Generator) free(live []*sequence, prompt []int32) int {
+	best, most := -1, -1
+	for slot, ids := range g.cached {
+		if slices.ContainsFunc(live, func(s *sequence) bool { return s.slot == slot }) {
+			continue
 		}
-		if err := g.feed(live); err != nil {
-			return err
+		if n := commonPrefix(ids, prompt); n > most {
+			best, most = slot, n
 		}
-		next, err := g.draw(live, o)
-		if err != nil {
-			return err
-		}
-		var still []*sequence
-		for i, s := range live {
-			g.take(s, next[i], o, emit)
-			if s.done == "" {
-				still = append(still, s)
+	}
+	return best
+}
+
+// step gives every live sequence its next token.
+func (g *Generator) step(live []*sequence, o Options, h Hooks) error {
+	if err := g.feed(live); err != nil {
+		return err
+	}
+	next, err := g.draw(live, o)
+	if err != nil {
+		return err
+	}
+	for i, s := range live {
+		g.take(s, next[i], o, h)
+		if s.done != "" && h.Done != nil {
+			if err := h.Done(s.number, s.answer()); err != nil {
+				return err
 			}
 		}
-		live = still
 	}
 	return nil
 }
 
 // take appends a drawn token to its sequence, or ends it.
-func (g *Generator) take(s *sequence, id int32, o Options, emit func(int, int32)) {
+func (g *Generator) take(s *sequence, id int32, o Options, h Hooks) {
 	if slices.Contains(o.StopIDs, id) {
 		s.done = Stop
 		return
 	}
 	s.ids = append(s.ids, id)
-	if emit != nil {
-		emit(s.slot, id)
-	}
-	if len(s.ids) >= g.context || o.MaxNewTokens > 0 && len(s.ids)-s.prompt >= o.MaxNewTokens {
+	switch stopped := h.Token != nil && h.Token(s.number, id); {
+	case stopped:
+		s.done = Stop
+	case len(s.ids) >= g.context:
+		s.done = Full
+	case o.MaxNewTokens > 0 && len(s.ids)-s.prompt >= o.MaxNewTokens:
 		s.done = Length
 	}
 }
 
-// feed runs the tokens of live sequences that are not in the cache yet, so that Logits has a row for
-// the last token of each.
+// feed runs the tokens of live sequences that are not in the cache yet, so that Logits has a row for the last token of
+// each.
 func (g *Generator) feed(live []*sequence) error {
+	var fresh []*sequence
 	for _, s := range live {
 		// The last token is always run: its logits are wanted.
 		common := min(commonPrefix(g.cached[s.slot], s.ids), len(s.ids)-1)
 		g.cached[s.slot] = g.cached[s.slot][:common]
+		if common == 0 {
+			fresh = append(fresh, s)
+		}
 	}
-	for {
-		left := 0
-		for _, s := range live {
-			left += len(s.ids) - len(g.cached[s.slot])
+	if len(fresh) < len(live) { // new prompts beside sequences that go on: all but their last tokens go ahead, by the faster attention
+		for g.lacking(fresh) > len(fresh) {
+			if err := g.batch(fresh, 1); err != nil {
+				return err
+			}
 		}
-		if left <= g.m.Batch.MaxT {
-			return g.batch(live, 0)
-		}
-		if err := g.batch(live, 1); err != nil { // too much for one batch: the last tokens wait
+	}
+	for g.lacking(live) > g.m.Batch.MaxT { // too much for one batch: the last tokens wait
+		if err := g.batch(live, 1); err != nil {
 			return err
 		}
 	}
+	return g.batch(live, 0)
 }
 
-// batch runs, as far as there is room, what the sequences lack in the cache, less the last hold tokens of
-// each. With hold 0 everything fits, and Logits are those of the last tokens.
+// lacking is how many tokens of sequences are not in the cache.
+func (g *Generator) lacking(some []*sequence) (n int) {
+	for _, s := range some {
+		n += len(s.ids) - len(g.cached[s.slot])
+	}
+	return n
+}
+
+// batch runs, as far as there is room, what the sequences lack in the cache, less the last hold tokens of each. With
+// hold 0 everything fits, and Logits are those of the last tokens.
 func (g *Generator) batch(live []*sequence, hold int) error {
 	h := ops.HostBatch{SegStart: []int32{0}}
 	fresh := true
@@ -185,17 +248,22 @@ func (g *Generator) batch(live []*sequence, hold int) error {
 	return g.b.Sync()
 }
 
-// draw picks the next token of every live sequence from Logits.
+// draw picks the next token of every live sequence from Logits. Greedy search takes all rows at once; of draws, those
+// that are equally far in their answers.
 func (g *Generator) draw(live []*sequence, o Options) ([]int32, error) {
-	n := len(live)
-	args := ops.SampleArgs{Temperature: o.Temperature, TopK: o.TopK, TopP: o.TopP, RepetitionPenalty: o.RepetitionPenalty,
-		Limit: o.VocabLimit, Seed: o.Seed, Step: g.draws, Context: make([][]int32, n), Sequence: make([]uint32, n)}
-	for i, s := range live {
-		args.Context[i], args.Sequence[i] = s.ids, uint32(s.slot)
+	place := func(s *sequence) uint32 { return uint32(len(s.ids) - s.prompt) }
+	next := g.m.Next.Rows(0, len(live))
+	for from, to := 0, 0; from < len(live); from = to {
+		for to = from + 1; to < len(live) && (o.Temperature == 0 || place(live[to]) == place(live[from])); to++ {
+		}
+		n := to - from
+		args := ops.SampleArgs{Temperature: o.Temperature, TopK: o.TopK, TopP: o.TopP, RepetitionPenalty: o.RepetitionPenalty,
+			Limit: o.VocabLimit, Seed: o.Seed, Step: place(live[from]), Context: make([][]int32, n), Sequence: make([]uint32, n)}
+		for i, s := range live[from:to] {
+			args.Context[i], args.Sequence[i] = s.ids, o.First+uint32(s.number)
+		}
+		g.b.Sample(next.Rows(from, to), g.m.Logits.Rows(from, to), args)
 	}
-	g.draws++
-	next := g.m.Next.Rows(0, n)
-	g.b.Sample(next, g.m.Logits.Rows(0, n), args)
 	return ops.ReadI32(g.b, next)
 }
 

@@ -49,12 +49,12 @@ func equal(a, b [][]int32) bool { return slices.EqualFunc(a, b, slices.Equal[[]i
 // However prompts are cut into batches, together or alone, the answers are the same.
 func TestAnswersDoNotDependOnBatching(t *testing.T) {
 	o := infer.Options{MaxNewTokens: 12, RepetitionPenalty: 1.3}
-	whole, err := generator(t, 64).Generate(t.Context(), prompts, o, nil)
+	whole, err := generator(t, 64).Generate(t.Context(), prompts, o, infer.Hooks{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, room := range []int{3, 4, 7, 19} {
-		got, err := generator(t, room).Generate(t.Context(), prompts, o, nil)
+		got, err := generator(t, room).Generate(t.Context(), prompts, o, infer.Hooks{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestAnswersDoNotDependOnBatching(t *testing.T) {
 	g := generator(t, 64)
 	for i, p := range prompts {
 		g.Reset()
-		got, err := g.Generate(t.Context(), [][]int32{p}, o, nil)
+		got, err := g.Generate(t.Context(), [][]int32{p}, o, infer.Hooks{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,17 +79,17 @@ func TestAnswersDoNotDependOnBatching(t *testing.T) {
 func TestCachedTurns(t *testing.T) {
 	o := infer.Options{MaxNewTokens: 5}
 	g := generator(t, 64)
-	first, err := g.Generate(t.Context(), prompts[:1], o, nil)
+	first, err := g.Generate(t.Context(), prompts[:1], o, infer.Hooks{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	next := append(slices.Concat(prompts[0], first[0].IDs), 17, 23, 5)
 	for _, prompt := range [][]int32{next, next[:5], next} {
-		cached, err := g.Generate(t.Context(), [][]int32{prompt}, o, nil)
+		cached, err := g.Generate(t.Context(), [][]int32{prompt}, o, infer.Hooks{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		fresh, err := generator(t, 64).Generate(t.Context(), [][]int32{prompt}, o, nil)
+		fresh, err := generator(t, 64).Generate(t.Context(), [][]int32{prompt}, o, infer.Hooks{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -101,18 +101,21 @@ func TestCachedTurns(t *testing.T) {
 
 func TestEnds(t *testing.T) {
 	g := generator(t, 64)
-	all, err := g.Generate(t.Context(), prompts[1:2], infer.Options{}, nil) // until the context is full
+	all, err := g.Generate(t.Context(), prompts[1:2], infer.Options{}, infer.Hooks{}) // until the context is full
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(prompts[1]) + len(all[0].IDs); n != positions || all[0].Reason != infer.Length {
+	if n := len(prompts[1]) + len(all[0].IDs); n != positions || all[0].Reason != infer.Full {
 		t.Errorf("%d tokens of %d, %s", n, positions, all[0].Reason)
 	}
 	var seen []int32
 	stop := all[0].IDs[3]
 	cut := slices.Index(all[0].IDs, stop)
 	g.Reset()
-	some, err := g.Generate(t.Context(), prompts[1:2], infer.Options{StopIDs: []int32{stop}}, func(_ int, id int32) { seen = append(seen, id) })
+	some, err := g.Generate(t.Context(), prompts[1:2], infer.Options{StopIDs: []int32{stop}}, infer.Hooks{Token: func(_ int, id int32) bool {
+		seen = append(seen, id)
+		return false
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,12 +124,51 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// More prompts than there are sequences: a prompt takes the place of the first that has its answer, and every answer is
+// what it is alone, greedy or drawn.
+func TestManyPrompts(t *testing.T) {
+	var many [][]int32
+	for i := range int32(11) {
+		many = append(many, append(slices.Clone(prompts[i%3]), i, 2*i+1))
+	}
+	for _, o := range []infer.Options{{}, {Temperature: 1.2, TopK: 40, Seed: 9}} {
+		o.MaxNewTokens = 9
+		stops := func(_ int, id int32) bool { return id%5 == 0 } // so that answers differ in length
+		var order []int
+		got, err := generator(t, 20).Generate(t.Context(), many, o, infer.Hooks{Token: stops, Done: func(i int, a infer.Answer) error {
+			order = append(order, i)
+			return nil
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, p := range many {
+			o.First = uint32(i)
+			alone, err := generator(t, 64).Generate(t.Context(), [][]int32{p}, o, infer.Hooks{Token: stops})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(alone[0].IDs, got[i].IDs) || alone[0].Reason != got[i].Reason {
+				t.Errorf("prompt %d: %v %s, alone %v %s", i, got[i].IDs, got[i].Reason, alone[0].IDs, alone[0].Reason)
+			}
+		}
+		if slices.IsSorted(order) || len(order) != len(many) {
+			t.Errorf("answers came in the order %v: none overtook another", order)
+		}
+	}
+	o := infer.Options{MaxNewTokens: 1}
+	full := errors.New("full")
+	if _, err := generator(t, 64).Generate(t.Context(), prompts, o, infer.Hooks{Done: func(int, infer.Answer) error { return full }}); err != full {
+		t.Errorf("an error of Done: %v", err)
+	}
+}
+
 func TestSamplingIsSeeded(t *testing.T) {
 	o := infer.Options{MaxNewTokens: 20, Temperature: 1.5, TopK: 50, TopP: 0.95, Seed: 1}
 	var all [][]int32
 	for _, seed := range []uint32{1, 1, 2} {
 		o.Seed = seed
-		a, err := generator(t, 64).Generate(t.Context(), prompts[:1], o, nil)
+		a, err := generator(t, 64).Generate(t.Context(), prompts[:1], o, infer.Hooks{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,18 +182,19 @@ func TestSamplingIsSeeded(t *testing.T) {
 func TestPromptsThatCannotBeAnswered(t *testing.T) {
 	g := generator(t, 64)
 	long := make([]int32, positions)
-	for name, p := range map[string][][]int32{"no room": {long}, "no tokens": {{}}, "4 prompts for 3": {{1}, {1}, {1}, {1}}} {
-		if _, err := g.Generate(t.Context(), p, infer.Options{MaxNewTokens: 1}, nil); err == nil || !strings.Contains(err.Error(), name) {
+	for name, p := range map[string][][]int32{"no room": {long}, "no tokens": {{}}} {
+		if _, err := g.Generate(t.Context(), p, infer.Options{MaxNewTokens: 1}, infer.Hooks{}); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	n := 0
-	a, err := g.Generate(ctx, prompts[:1], infer.Options{}, func(int, int32) {
+	a, err := g.Generate(ctx, prompts[:1], infer.Options{}, infer.Hooks{Token: func(int, int32) bool {
 		if n++; n == 4 {
 			cancel()
 		}
-	})
+		return false
+	}})
 	if !errors.Is(err, context.Canceled) || len(a[0].IDs) != 4 {
 		t.Errorf("cancelled after 4 tokens: %v, %v", a, err)
 	}

@@ -40,8 +40,12 @@ const (
 	InitGaussian = "gaussian" // normal, of standard deviation 1/R
 )
 
-// MaxRank is the largest rank of one module that the kernels hold.
-const MaxRank = 64
+// MaxRank is the largest rank of one module that the kernels hold. MaxMergedRank is that of an adapter which is only
+// merged: twice the highest that any server takes.
+const (
+	MaxRank       = 64
+	MaxMergedRank = 1024
+)
 
 // linear is one of the seven linear layers of a decoder layer.
 type linear struct {
@@ -58,6 +62,11 @@ var linears = [...]linear{
 	{"mlp.", "gate_proj", ops.SlotGateUp, 0},
 	{"mlp.", "up_proj", ops.SlotGateUp, 1},
 	{"mlp.", "down_proj", ops.SlotDown, 0},
+}
+
+// module is the full name of the linear layer in a decoder layer.
+func (l linear) module(layer int) string {
+	return fmt.Sprintf("model.layers.%d.%s%s", layer, l.path, l.name)
 }
 
 // shape is the layer's input and output width in a base.
@@ -114,11 +123,13 @@ func (c Config) matcher() (func(module string) bool, error) {
 	}, nil
 }
 
-// check refuses settings that cannot be trained.
-func (c Config) check() error {
+// check refuses settings that cannot be run. Ranks go up to most.
+func (c Config) check(most int) error {
 	switch {
-	case c.R < 1 || c.R > MaxRank:
-		return fmt.Errorf("lora: --lora_rank %d: must be 1 to %d", c.R, MaxRank)
+	case c.R > most && c.R <= MaxMergedRank:
+		return fmt.Errorf("lora: rank %d: %d is the most that runs unmerged; `qlora export --merge_lora true` merges an adapter of any rank", c.R, most)
+	case c.R < 1 || c.R > most:
+		return fmt.Errorf("lora: --lora_rank %d: must be 1 to %d", c.R, most)
 	case !(c.Alpha > 0) || math.IsInf(c.Alpha, 0):
 		return fmt.Errorf("lora: --lora_alpha %v: must be a positive number", c.Alpha)
 	case !(c.Dropout >= 0 && c.Dropout < 1):
@@ -129,8 +140,8 @@ func (c Config) check() error {
 		return fmt.Errorf("lora: no target modules; give --target_modules %s", AllLinear)
 	}
 	for name, r := range c.RankPattern {
-		if r < 1 || r > MaxRank {
-			return fmt.Errorf("lora: rank_pattern %q: rank %d must be 1 to %d", name, r, MaxRank)
+		if r < 1 || r > most {
+			return fmt.Errorf("lora: rank_pattern %q: rank %d must be 1 to %d", name, r, most)
 		}
 	}
 	for name, a := range c.AlphaPattern {

@@ -262,7 +262,8 @@ func TestLoadRefuses(t *testing.T) {
 	}{
 		{"rank", change(`"r": 8`, `"r": 4`), "make it [4 "},
 		{"rank 0", change(`"r": 8`, `"r": 0`), "--lora_rank 0"},
-		{"rank 65", change(`"r": 8`, `"r": 65`), "--lora_rank 65: must be 1 to 64"},
+		{"rank 65", change(`"r": 8`, `"r": 65`), "rank 65: 64 is the most that runs unmerged; `qlora export --merge_lora true` merges"},
+		{"rank 2000", change(`"r": 8`, `"r": 2000`), "--lora_rank 2000: must be 1 to 64"},
 		{"rank missing", change(`"r": 8,`, ``), "--lora_rank 0"},
 		{"rank with a fraction", change(`"r": 8`, `"r": 8.5`), "r: a JSON number 8.5"},
 		{"rank in capitals", change(`"r": 8`, `"R": 8`), `key "R" must be spelled "r"`},

@@ -68,8 +68,17 @@ var refused = []struct{ key, harmless, why string }{
 	{"megatron_config", "null", "Megatron's layers are not those of Qwen2.5"},
 }
 
-// Load reads a PEFT adapter from a folder and fits it to a base model.
+// Load reads a PEFT adapter from a folder and fits it to a base model, to be trained or run.
 func Load(dir string, base weights.Config) (*Set, []float32, Base, error) {
+	return load(dir, base, MaxRank)
+}
+
+// LoadToMerge is Load of an adapter of any rank, to be merged or written in another form.
+func LoadToMerge(dir string, base weights.Config) (*Set, []float32, Base, error) {
+	return load(dir, base, MaxMergedRank)
+}
+
+func load(dir string, base weights.Config, most int) (*Set, []float32, Base, error) {
 	fail := func(err error) (*Set, []float32, Base, error) { return nil, nil, Base{}, err }
 	folder, err := weights.OpenFolder(dir)
 	if err != nil {
@@ -80,7 +89,7 @@ func Load(dir string, base weights.Config) (*Set, []float32, Base, error) {
 	if err != nil {
 		return fail(err)
 	}
-	set, err := New(base, config)
+	set, err := newSet(base, config, most)
 	if err != nil {
 		return fail(fmt.Errorf("%s: %w", folder.Path(ConfigFile), err))
 	}
@@ -89,6 +98,9 @@ func Load(dir string, base weights.Config) (*Set, []float32, Base, error) {
 		return fail(err)
 	}
 	defer file.Close()
+	if err := set.held(file); err != nil { // before memory is made for them
+		return fail(fmt.Errorf("%s: %w", folder.Path(WeightsFile), err))
+	}
 	params := make([]float32, set.Len())
 	if err := set.ReadEntries(file, "", params); err != nil {
 		return fail(fmt.Errorf("%s: %w", folder.Path(WeightsFile), err))
@@ -118,14 +130,29 @@ func (s *Set) ReadEntries(file *weights.File, prefix string, flat []float32) err
 	return nil
 }
 
+// held checks that a file has every factor, in its shape.
+func (s *Set) held(file *weights.File) (err error) {
+	s.Named(func(name string, rows, cols, _ int) {
+		if err == nil {
+			_, err = factorOf(file, name, rows, cols)
+		}
+	})
+	return err
+}
+
+func factorOf(file *weights.File, name string, rows, cols int) (*weights.Tensor, error) {
+	t, err := file.Tensor(name)
+	if err == nil && !slices.Equal(t.Shape, []int{rows, cols}) {
+		err = fmt.Errorf("%s has shape %v, but the rank and this base make it [%d %d]", name, t.Shape, rows, cols)
+	}
+	return t, err
+}
+
 // readFactor reads one A or B and refuses values that are not finite.
 func readFactor(file *weights.File, name string, rows, cols int, dst []float32) error {
-	t, err := file.Tensor(name)
+	t, err := factorOf(file, name, rows, cols)
 	if err != nil {
 		return err
-	}
-	if !slices.Equal(t.Shape, []int{rows, cols}) {
-		return fmt.Errorf("%s has shape %v, but the rank and this base make it [%d %d]", name, t.Shape, rows, cols)
 	}
 	dst = dst[:rows*cols]
 	if err := t.ReadRowsF32(dst, 0, rows); err != nil {

@@ -30,8 +30,11 @@ type module struct {
 }
 
 // New lays out the adapters that c asks for on a base.
-func New(base weights.Config, c Config) (*Set, error) {
-	if err := c.check(); err != nil {
+func New(base weights.Config, c Config) (*Set, error) { return newSet(base, c, MaxRank) }
+
+// newSet is New of ranks up to most.
+func newSet(base weights.Config, c Config, most int) (*Set, error) {
+	if err := c.check(most); err != nil {
 		return nil, err
 	}
 	match, err := c.matcher()
@@ -45,7 +48,7 @@ func New(base weights.Config, c Config) (*Set, error) {
 	s := &Set{Config: c, weights: make([][ops.Slots]*ops.LoRA, base.NumHiddenLayers)}
 	for layer := range base.NumHiddenLayers {
 		for i, l := range linears {
-			name := fmt.Sprintf("model.layers.%d.%s%s", layer, l.path, l.name)
+			name := l.module(layer)
 			if !match(name) {
 				continue
 			}

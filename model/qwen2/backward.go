@@ -7,7 +7,7 @@ import "qlora/model/ops"
 func (m *Model) Backward() {
 	t := &m.temp
 	last := len(m.layers) - 1
-	m.loss(m.rows(t.dxn))
+	m.loss(m.rows(t.dxn), t.xn)
 	m.b.RMSNormBack(m.rows(t.dx), m.at(last).du[ops.SlotDown], ops.Tensor{}, m.rows(t.dxn), ops.Tensor{}, ops.Tensor{}, m.rows(t.out),
 		m.rows(t.rho), m.norm, nil, m.lora(last, ops.SlotDown), m.Batch)
 	for l := last; l >= 0; l-- {

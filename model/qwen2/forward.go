@@ -13,7 +13,8 @@ func (m *Model) rows(t ops.Tensor) ops.Tensor {
 	return t.Rows(0, m.Batch.T)
 }
 
-// at views a layer's activations at the length of the batch. Without adapters there are no u and du.
+// at views a layer's activations at the length of the batch. A weight without adapters has no u and du; those of one
+// with adapters are as wide as their rank, which may be less than what there is room for.
 func (m *Model) at(l int) saved {
 	s := m.saved[l]
 	for _, t := range []*ops.Tensor{&s.x, &s.mid, &s.rhoIn, &s.rhoPost, &s.qkv, &s.o, &s.gateup} {
@@ -21,22 +22,42 @@ func (m *Model) at(l int) saved {
 	}
 	s.lse = s.lse.Slice("lse", 0, m.heads.H, m.Batch.T)
 	for slot := range ops.Slots {
-		if m.adapter == nil {
-			s.u[slot], s.du[slot] = ops.Tensor{}, ops.Tensor{}
+		low := [...]*ops.Tensor{&s.u[slot], &s.du[slot]}
+		a := m.lora(l, slot)
+		for _, t := range low {
+			if a == nil || t.Nil() {
+				*t = ops.Tensor{}
+			} else {
+				*t = t.Slice(t.Name, 0, m.Batch.T, a.Rank)
+			}
 		}
-		s.u[slot], s.du[slot] = m.rows(s.u[slot]), m.rows(s.du[slot])
 	}
 	return s
 }
 
 // Forward runs the decoder over the loaded batch, segments apart, and leaves the normed output of
 // the last layer for Loss. In training it keeps what Backward needs.
-func (m *Model) Forward() {
+func (m *Model) Forward() { m.forward(m.temp.xn) }
+
+func (m *Model) forward(xn ops.Tensor) {
 	m.b.Embed(m.at(0).x, m.embed, m.Batch)
 	for l := range m.layers {
 		m.forwardLayer(l, m.at(l), packed)
 	}
-	m.lastNorm()
+	m.lastNorm(xn)
+}
+
+// ForwardBase is Forward without the adapter, whose output is kept apart for LossBase and KL.
+func (m *Model) ForwardBase() {
+	adapter := m.adapter
+	m.adapter = nil
+	m.forward(m.temp.base)
+	m.adapter = adapter
+}
+
+// KL writes Divergence, KL(base ‖ model) in nats at every label row, after ForwardBase and Forward of one batch.
+func (m *Model) KL() {
+	m.b.KL(m.Divergence.Rows(0, m.Batch.N), m.rows(m.temp.base), m.rows(m.temp.xn), m.head, m.Batch)
 }
 
 // Prefill is Forward for sequences that start at position 0: their keys and values go to the cache,
@@ -55,7 +76,7 @@ func (m *Model) generate(how attention) {
 	if m.Batch.N == 0 {
 		return // a part of a prompt that goes on
 	}
-	m.lastNorm()
+	m.lastNorm(m.temp.xn)
 	m.b.Logits(m.Logits.Rows(0, m.Batch.N), m.rows(m.temp.xn), m.head, m.Batch)
 }
 
@@ -99,15 +120,18 @@ func (m *Model) output(l int) ops.Tensor {
 	return m.rows(m.temp.out)
 }
 
-func (m *Model) lastNorm() {
-	m.b.RMSNorm(m.rows(m.temp.xn), m.rows(m.temp.rho), ops.Tensor{}, m.rows(m.temp.out), m.norm,
+func (m *Model) lastNorm(xn ops.Tensor) {
+	m.b.RMSNorm(m.rows(xn), m.rows(m.temp.rho), ops.Tensor{}, m.rows(m.temp.out), m.norm,
 		float32(m.Config.RMSNormEps), nil, m.Batch)
 }
 
 // Loss writes NLL and Hit of the batch's label rows after Forward, without a gradient.
-func (m *Model) Loss() { m.loss(ops.Tensor{}) }
+func (m *Model) Loss() { m.loss(ops.Tensor{}, m.temp.xn) }
 
-func (m *Model) loss(dxn ops.Tensor) {
+// LossBase is Loss after ForwardBase.
+func (m *Model) LossBase() { m.loss(ops.Tensor{}, m.temp.base) }
+
+func (m *Model) loss(dxn, xn ops.Tensor) {
 	n := m.Batch.N
-	m.b.HeadLoss(dxn, m.NLL.Rows(0, n), m.Hit.Rows(0, n), m.rows(m.temp.xn), m.head, m.Batch)
+	m.b.HeadLoss(dxn, m.NLL.Rows(0, n), m.Hit.Rows(0, n), m.rows(xn), m.head, m.Batch)
 }

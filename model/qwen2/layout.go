@@ -21,6 +21,7 @@ type saved struct {
 type temporaries struct {
 	xn, act        ops.Tensor // forward: (T,C), (T,F)
 	out, rho       ops.Tensor // the last layer's output, and rho of the last norm
+	base           ops.Tensor // xn of ForwardBase
 	dx, dxn        ops.Tensor // (T,C)
 	dqkv, do, dact ops.Tensor
 }
@@ -129,8 +130,9 @@ func (m *Model) layerBuffers(l *layout) {
 	temp := func(dst *ops.Tensor, name string, first, last, cols int) {
 		l.add(dst, name, memory.Activations, act, first, last, t, cols)
 	}
+	last := head
 	if training {
-		last := m.end()
+		last = m.end()
 		temp(&m.temp.dx, "dx", head, last, c.HiddenSize)
 		temp(&m.temp.dxn, "dxn", head, last, c.HiddenSize)
 		temp(&m.temp.do, "do", head+1, last, h.H*h.D)
@@ -141,6 +143,10 @@ func (m *Model) layerBuffers(l *layout) {
 	temp(&m.temp.act, "act", 0, head-1, c.IntermediateSize)
 	temp(&m.temp.out, "x out", head-1, head, c.HiddenSize)
 	l.add(&m.temp.rho, "rho", memory.Activations, ops.F32, head, head, t)
+	if m.opt.Compare {
+		temp(&m.temp.base, "xn base", 0, last, c.HiddenSize)
+		l.add(&m.Divergence, "kl", memory.IO, ops.F32, 0, m.end(), m.opt.MaxN)
+	}
 }
 
 // adapterActivations lists u and du of the modules of layer i.

@@ -26,6 +26,7 @@ type Options struct {
 	Adapter          Adapter   // nil: the base alone
 	Sequences        int       // KV cache: sequences decoded together, 0 for none
 	Context          int       // KV cache: positions a sequence
+	Compare          bool      // room for ForwardBase and KL
 	Progress         func(done, total int64)
 }
 
@@ -49,8 +50,8 @@ type Model struct {
 	Params, Grads, Moment1, Moment2 ops.Tensor
 	// Norm is the gradient norm and the count of its non-finite terms (2).
 	Norm ops.Tensor
-	// NLL and Hit are the label rows' negative log-likelihoods and top-1 hits (MaxN).
-	NLL, Hit ops.Tensor
+	// NLL and Hit are the label rows' negative log-likelihoods and top-1 hits (MaxN); Divergence is what KL writes.
+	NLL, Hit, Divergence ops.Tensor
 	// Logits (Sequences, V) and Next (Sequences) of the sequences being decoded.
 	Logits, Next ops.Tensor
 	// Batch is the room for one packed row.
@@ -103,6 +104,19 @@ func Build(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
 		return nil, err
 	}
 	return m, b.Sync()
+}
+
+// SetParams gives the adapter its parameters. It may have put its modules elsewhere, or left some out, since the model
+// was built, within the room that it had then.
+func (m *Model) SetParams(params []float32) error {
+	m.opt.Adapter.Bind(m.Params, m.Grads)
+	if len(params) > 0 {
+		if err := ops.WriteF32(m.b, m.Params.Slice("lora", 0, len(params)), params); err != nil {
+			return err
+		}
+	}
+	m.ParamsChanged()
+	return nil
 }
 
 // adapters lists the LoRA of every weight that has one.

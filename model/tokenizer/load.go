@@ -162,10 +162,19 @@ func (p *parts) setPipeline(f *modelFile) error {
 	switch got := describe(f.PreTokenizer); got {
 	case "Split(" + qwen2Pattern + "), ByteLevel":
 		p.next = qwen2
+		if p.nfc {
+			p.pre = preQwen2
+		}
 	case "Digits, ByteLevel(gpt2)":
 		p.next = smollm
+		if !p.nfc {
+			p.pre = preSmolLM
+		}
 	case "ByteLevel(gpt2)":
 		p.next = gpt2
+		if !p.nfc {
+			p.pre = preGPT2
+		}
 	default:
 		return fmt.Errorf("pre_tokenizer %s is not supported (those of Qwen2.5, SmolLM2 and GPT-2 are)", got)
 	}

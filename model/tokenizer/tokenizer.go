@@ -30,6 +30,7 @@ type Tokenizer struct {
 	special []bool           // id -> a control token
 	vocab   map[string]int32 // token of the vocabulary, in printable form -> id
 	ids     map[string]int32 // content of an added token -> id
+	parts   *parts           // what it was built from
 
 	bos, eos, pad int32
 }

@@ -18,6 +18,13 @@ type Vocab struct {
 	BOS, EOS, Pad int32 // None where there is none
 }
 
+// Pre-tokenizers by GGUF's names.
+const (
+	preQwen2  = "qwen2"
+	preSmolLM = "smollm"
+	preGPT2   = "gpt-2"
+)
+
 // Token types of GGUF.
 const (
 	typeNormal      = 1
@@ -30,13 +37,13 @@ const (
 // user-defined ones are added tokens that text may form, unused ids have no
 // token. The error names the key and index of what is wrong or not supported.
 func FromVocab(v Vocab) (*Tokenizer, error) {
-	p := parts{bos: v.BOS, eos: v.EOS, pad: v.Pad}
+	p := parts{pre: v.Pre, bos: v.BOS, eos: v.EOS, pad: v.Pad}
 	switch v.Pre {
-	case "qwen2":
+	case preQwen2:
 		p.next, p.nfc = qwen2, true
-	case "smollm":
+	case preSmolLM:
 		p.next = smollm
-	case "gpt-2":
+	case preGPT2:
 		p.next = gpt2
 	default:
 		return nil, fmt.Errorf("tokenizer.ggml.pre: %q is not supported (qwen2, smollm and gpt-2 are)", v.Pre)
@@ -73,6 +80,7 @@ func FromVocab(v Vocab) (*Tokenizer, error) {
 // parts is what both sources of a tokenizer are brought to. Tokens are in
 // printable form, but for those added.
 type parts struct {
+	pre    string // GGUF's name of what next and nfc do, "" where it has none
 	next   splitter
 	nfc    bool
 	vocab  map[string]int32
@@ -153,6 +161,7 @@ func (p *parts) build() (*Tokenizer, error) {
 		tokens:    tokens,
 		special:   make([]bool, len(tokens)),
 		vocab:     p.vocab,
+		parts:     p,
 		ids:       make(map[string]int32, len(p.added)),
 		bos:       p.bos,
 		eos:       p.eos,

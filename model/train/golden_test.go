@@ -494,7 +494,7 @@ func TestGoldenGreedy(t *testing.T) {
 			}
 			y := build(t, model, adapter, inference(room))
 			g := infer.New(y.b, y.m, len(in.Prompts), room)
-			got, err := g.Generate(t.Context(), in.Prompts, infer.Options{MaxNewTokens: in.NewTokens}, nil)
+			got, err := g.Generate(t.Context(), in.Prompts, infer.Options{MaxNewTokens: in.NewTokens}, infer.Hooks{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -17,7 +17,7 @@ func findInCaches(spec string) (string, error) {
 	dir, err := hubcache.Find(hubcache.Models, "", spec)
 	if missing, ok := errors.AsType[*hubcache.Missing](err); ok {
 		return "", fmt.Errorf("model %s: no such folder, and not in the cache of a hub; looked for\n  %s\nget it with one of\n"+
-			"  huggingface-cli download %[1]s\n  modelscope download --model %[1]s\nor give a folder with config.json and safetensors, or a .gguf file",
+			"  qlora fetch %[1]s\n  huggingface-cli download %[1]s\n  modelscope download --model %[1]s\nor give a folder with config.json and safetensors, or a .gguf file",
 			spec, strings.Join(missing.Looked, "\n  "))
 	}
 	if err != nil {
