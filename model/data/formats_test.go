@@ -1,9 +1,9 @@
 package data
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,8 +11,10 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/parquet-go/parquet-go"
 
 	"qlora/internal/allocs"
+	"qlora/internal/strictjson"
 )
 
 const formats = "../../testdata/data/formats"
@@ -225,25 +227,38 @@ func TestLiterals(t *testing.T) {
 	}
 }
 
-// FuzzParquet reads any parquet file: rows, or errors that name it. The library that reads it allocates what pages
-// declare, so that no bound is asserted.
-func FuzzParquet(f *testing.F) {
-	for _, name := range []string{"brotli.parquet", "snappy.parquet"} {
-		text, err := os.ReadFile(filepath.Join(formats, name))
-		if err != nil {
-			f.Fatal(err)
-		}
-		f.Add(text)
+// FuzzParquetLevels writes rows of any values with any levels as JSON. What reads them from a file is a library, which
+// allocates what a file declares: TestParquetBroken has files that are broken.
+func FuzzParquetLevels(f *testing.F) {
+	schema := parquet.NewSchema("row", parquet.Group{
+		"messages": parquet.List(parquet.Group{"content": parquet.Optional(parquet.String()), "role": parquet.String()}),
+		"query":    parquet.Optional(parquet.String()),
+		"tags":     parquet.Repeated(parquet.Leaf(parquet.DoubleType)),
+		"turns":    parquet.Optional(parquet.List(parquet.List(parquet.String()))),
+	})
+	leaves := len(schema.Columns())
+	for _, levels := range []string{"", "\x00\x03\x04", "\x00\x03\x00\x10\x03\x00\x01\x02\x00\x11\x02\x00\x02\x01\x00\x03\x00\x01\x04\x05\x00\x24\x05\x00", "\x01\x00\x00\x00\x00\x00"} {
+		f.Add([]byte(levels))
 	}
-	f.Fuzz(func(t *testing.T, text []byte) {
-		tab, err := newTable("f.parquet", nopCloser{bytes.NewReader(text)}, int64(len(text)))
-		if err == nil {
-			for i := 0; i < min(tab.Len(), 200) && err == nil; i += 40 {
-				_, err = tab.read(i)
-			}
+	f.Fuzz(func(t *testing.T, levels []byte) {
+		var row parquet.Row
+		for ; len(levels) >= 3; levels = levels[3:] {
+			value := parquet.ValueOf([]any{"text", "\xff\x00", 1.5, math.NaN(), int64(1) << 60, nil, true}[levels[2]%7])
+			row = append(row, value.Level(int(levels[0]>>4), int(levels[1]), int(levels[0]&15)%leaves))
 		}
-		if err != nil && !strings.HasPrefix(err.Error(), "f.parquet") {
-			t.Fatal(err)
+		var members []strictjson.Member
+		var err error
+		allocs.Bound(t, 64*len(row), func() { members, err = parquetMembers(schema, row) })
+		if err != nil {
+			return
+		}
+		if len(members) != len(schema.Fields()) {
+			t.Errorf("%d columns, want %d", len(members), len(schema.Fields()))
+		}
+		for _, m := range members {
+			if !json.Valid(m.Raw) {
+				t.Errorf("%s is no JSON: %s", m.Key, m.Raw)
+			}
 		}
 	})
 }
