@@ -10,7 +10,7 @@ import "C"
 import "qlora/model/ops"
 
 // QuantNF4 quantises src as bitsandbytes does.
-func (b *Backend) QuantNF4(q ops.NF4, src ops.Tensor) {
+func (b *Backend) QuantNF4(q ops.Quantized, src ops.Tensor) {
 	if !b.begin(ops.CheckQuantNF4(q, src), stored("QuantNF4", "src", src, ops.BF16)) {
 		return
 	}
@@ -21,7 +21,7 @@ func (b *Backend) QuantNF4(q ops.NF4, src ops.Tensor) {
 }
 
 // DequantNF4 writes code·absmax.
-func (b *Backend) DequantNF4(dst ops.Tensor, q ops.NF4) {
+func (b *Backend) DequantNF4(dst ops.Tensor, q ops.Quantized) {
 	if !b.begin(ops.CheckDequantNF4(dst, q), stored("DequantNF4", "dst", dst, ops.BF16)) {
 		return
 	}

@@ -197,8 +197,8 @@ type Inference interface {
 	Sample(next, logits Tensor, a SampleArgs)
 
 	// QuantNF4 and DequantNF4 convert to and from bitsandbytes' NF4 (Dettmers et al., QLoRA, 2023).
-	QuantNF4(q NF4, src Tensor)
-	DequantNF4(dst Tensor, q NF4)
+	QuantNF4(q Quantized, src Tensor)
+	DequantNF4(dst Tensor, q Quantized)
 }
 
 // KVCache is the keys and values of one layer: (sequences, positions, Hk·D).
@@ -218,10 +218,10 @@ type SampleArgs struct {
 	Sequence          []uint32 // per row: its number in SampleUniform
 }
 
-// NF4 is a tensor quantised in blocks of 64 with double quantisation: two codes a byte (the even
+// Quantized is a tensor quantised in blocks of 64 with double quantisation: two codes a byte (the even
 // element in the high nibble), absmax in 8 bits through Nested blocks of 256, all as bitsandbytes stores it.
 // Without double quantisation Absmax is float32 and Nested and Offset are Nil.
-type NF4 struct {
+type Quantized struct {
 	Codes  Tensor // uint8 (ceil(n/2))
 	Absmax Tensor // uint8, or float32 (ceil(n/64))
 	Nested Tensor // float32 (ceil(n/64/256))

@@ -343,7 +343,7 @@ func sources(spec ops.WeightSpec, w []float64) []ops.Source {
 			}
 			return nil
 		}
-		if spec.DType == ops.BF16 {
+		if spec.DType != ops.F32 {
 			s.ReadBF16 = func(dst []byte, row, n int) error {
 				copy(dst, encode(part[row*spec.Cols:(row+n)*spec.Cols], ops.BF16, nil))
 				return nil
