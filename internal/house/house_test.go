@@ -34,7 +34,7 @@ var mayImport = []struct {
 	{"model/weights", "internal/..."},
 	{"model/tokenizer", "internal/..."},
 	{"model/data", "internal/..."},
-	{"model/qwen2", "model/ops model/memory model/weights"},
+	{"model/qwen2", "model/ops model/memory model/weights internal/..."},
 	{"model/lora", "model/ops model/memory model/weights internal/..."},
 	{"model/train", modelEdges},
 	{"model/infer", modelEdges},

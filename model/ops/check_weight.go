@@ -125,3 +125,14 @@ func CheckCopy(op string, t Tensor, n int) error {
 	}
 	return c.err
 }
+
+// CheckTransfer checks the arguments of [Memory.Transfer].
+func CheckTransfer(dst, src Tensor) error {
+	c := checker{op: "Transfer"}
+	c.out("dst", dst, ^dtypes(0), "as given", dst.Shape...)
+	c.in("src", src, ^dtypes(0), "as dst", dst.Shape...)
+	if c.err == nil && dst.DType != src.DType {
+		c.failf("%s and %s should be of one type", label("dst", dst), label("src", src))
+	}
+	return c.done()
+}

@@ -27,6 +27,8 @@ type Tensor struct {
 	offset   int64 // in the file, of the first byte
 	size     int64 // in bytes
 	permuted int   // head size D of rows stored for interleaved rope; 0: rows lie in order
+
+	quantized *quantized // of an NF4 tensor; src holds its codes
 }
 
 // An origin is what tensors are read from.
@@ -127,13 +129,14 @@ func (t *Tensor) ReadRowsRaw(dst []byte, row, n int) error {
 }
 
 // ReadRowsF32 fills dst with rows [row, row+n) as float32: F16 and BF16 widened,
-// which is exact, the blocked types dequantised as their format defines. dst must
-// have n*RowLen elements.
+// which is exact, the blocked types dequantised as their format defines. What a
+// run computes with NF4 weights is these values rounded to bfloat16. dst must have
+// n*RowLen elements.
 func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	widen := decoders[t.DType]
 	width := t.RowLen()
 	switch {
-	case widen == nil:
+	case widen == nil && t.quantized == nil:
 		return fmt.Errorf("%s: %s is stored as %s, which does not read as float32", t.from.name, t.Name, t.DType)
 	case len(dst) != n*width:
 		return fmt.Errorf("%s: %d elements asked for %d rows of %d", t.Name, len(dst), n, width)
@@ -145,6 +148,9 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 		return t.readPermuted(dst, row, n)
 	}
 	start := int64(row) * int64(width)
+	if t.quantized != nil {
+		return t.readNF4(dst, start)
+	}
 	return t.readElements(dst, start)
 }
 
