@@ -42,6 +42,7 @@ var mayImport = []struct {
 	{"model/export", modelEdges},
 	{"internal/...", "internal/..."},
 	{"scripts/demo", "model/eval"}, // the form of its reports
+	{"scripts/bnb/...", "model/weights internal/..."},
 	{"scripts/...", ""},
 }
 

@@ -12,7 +12,7 @@ import (
 // Mark is how far a buffer was written.
 type Mark struct {
 	memory.Buffer
-	Written int64 // bytes up to the last that differs from the pattern, in words of 4
+	Written int64 // bytes up to the last word that is not the pattern
 }
 
 // untouched fills watched memory: a NaN as float32 and as bfloat16, so that what reads before anything was written does
@@ -45,6 +45,11 @@ func (m *Model) mark(places memory.Plan) error {
 			if err := m.b.Write(m.piece(i, at, n), pattern[:n]); err != nil {
 				return err
 			}
+		}
+	}
+	for _, t := range []ops.Tensor{m.Moment1, m.Moment2} { // which begin at zero
+		if !t.Nil() {
+			m.b.Zero(t)
 		}
 	}
 	return nil

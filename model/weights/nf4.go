@@ -261,7 +261,7 @@ func QuantizationConfig(double bool) map[string]any {
 		"quant_method": "bitsandbytes", "load_in_4bit": true, "_load_in_4bit": true, "load_in_8bit": false, "_load_in_8bit": false,
 		"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": double, "bnb_4bit_compute_dtype": "bfloat16",
 		"bnb_4bit_quant_storage": "uint8", "llm_int8_enable_fp32_cpu_offload": false, "llm_int8_has_fp16_weight": false,
-		"llm_int8_skip_modules": []string{"lm_head"}, "llm_int8_threshold": 6.0,
+		"llm_int8_skip_modules": []string{"lm_head"}, "llm_int8_threshold": json.RawMessage("6.0"), // transformers refuses a whole number
 	}
 }
 
