@@ -43,6 +43,8 @@ type Card struct {
 	Major, Minor int    // compute capability
 	Memory       int64  // bytes
 	PCI          string // domain:bus:device.function, by which NVML knows it
+
+	Multiprocessors int
 }
 
 // Capability is "9.0".
@@ -123,11 +125,12 @@ func describe(index int) (Card, error) {
 	if c.Memory, err = id.TotalMem(); err != nil {
 		return c, err
 	}
-	facts, err := id.Attributes(cu.ComputeCapabilityMajor, cu.ComputeCapabilityMinor, cu.PciDomainID, cu.PciBusID, cu.PciDeviceID)
+	facts, err := id.Attributes(cu.ComputeCapabilityMajor, cu.ComputeCapabilityMinor, cu.PciDomainID, cu.PciBusID, cu.PciDeviceID, cu.MultiprocessorCount)
 	if err != nil {
 		return c, err
 	}
 	c.Major, c.Minor = facts[0], facts[1]
+	c.Multiprocessors = facts[5]
 	c.PCI = fmt.Sprintf("%08x:%02x:%02x.0", facts[2], facts[3], facts[4])
 	return c, nil
 }

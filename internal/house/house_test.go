@@ -25,6 +25,7 @@ var mayImport = []struct {
 }{
 	{"cmd/qlora", "..."},
 	{"bench/...", "model/... internal/..."},
+	{"cuda/sizes", "model/ops internal/..."},
 	{"cuda/...", "model/ops internal/..."},
 	{"model/cpu/...", "model/ops model/cpu/... internal/..."},
 	{"model/ops/opstest", "model/ops internal/..."},

@@ -39,7 +39,7 @@ type layout struct {
 	copies    [][2]*ops.Tensor // tensors that are another's: from, to
 	block     ops.Tensor       // of the batch
 	workspace ops.Tensor
-	dims      ops.Dims
+	dims      ops.Dims // that it is for
 	weights   []*weightPlace
 	norms     []normPlace
 }

@@ -163,7 +163,11 @@ func (r *rig) layOut(p *plan) {
 		}
 		r.load(h)
 	}
+	dims.Quantized = r.weight == ops.NF4
 	r.work = r.place("workspace", scratch, ops.U8, int(r.b.WorkspaceBytes(dims))).Tensor
+	if !r.sizing {
+		r.b.SetWorkspace(r.work, dims) // for weights that the wiring makes
+	}
 	call := p.wire(r)
 	r.run = func() {
 		r.b.SetWorkspace(r.work, dims) // anew each time: what lay there is gone where a test has written to it
