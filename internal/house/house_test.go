@@ -41,6 +41,7 @@ var mayImport = []struct {
 	{"model/infer", modelEdges},
 	{"model/eval", modelEdges + " model/infer"},
 	{"model/export", modelEdges},
+	{"model/plan", modelEdges},
 	{"internal/...", "internal/..."},
 	{"scripts/demo", "model/eval"}, // the form of its reports
 	{"scripts/bnb/...", "model/weights internal/..."},
@@ -54,7 +55,7 @@ var testsMayImport = []struct {
 	pkg   string
 	edges string
 }{
-	{"model/...", "model/... internal/..."}, // whatever runs without a card
+	{"model/...", "model/... internal/... cuda/sizes"}, // whatever runs without a card
 	{"cuda/...", "model/cpu model/ops/opstest"},
 	{"scripts/...", "internal/..."},
 }

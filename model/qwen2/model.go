@@ -137,7 +137,7 @@ func Sketch(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
 		return nil, err
 	}
 	for _, w := range l.weights {
-		*w.dst = sketched{w.spec, w.mem.Bytes()}
+		*w.dst = &sketched{w.spec, w.mem.Bytes()}
 	}
 	m.tie()
 	return m, m.allocate(b, l)
@@ -149,8 +149,8 @@ type sketched struct {
 	bytes int64
 }
 
-func (w sketched) Spec() ops.WeightSpec { return w.spec }
-func (w sketched) Bytes() int64         { return w.bytes }
+func (w *sketched) Spec() ops.WeightSpec { return w.spec }
+func (w *sketched) Bytes() int64         { return w.bytes }
 
 // allocate makes the arenas, and gives everything its place in them.
 func (m *Model) allocate(b ops.Backend, l *layout) (err error) {
