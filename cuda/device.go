@@ -21,6 +21,8 @@ import (
 	"strings"
 
 	"gorgonia.org/cu"
+
+	"qlora/cuda/nvml"
 )
 
 // Unavailable is why no card can be used, and what to do about it.
@@ -138,8 +140,9 @@ func describe(index int) (Card, error) {
 // device is an open card: its primary context, which the launchers' runtime shares.
 type device struct {
 	Card
-	id  cu.Device
-	ctx cu.CUContext
+	id     cu.Device
+	ctx    cu.CUContext
+	before int64 // bytes free on the card before there was a context; 0: unknown
 }
 
 func openDevice(index int) (device, error) {
@@ -157,10 +160,21 @@ func openDevice(index int) (device, error) {
 	if d.id, err = cu.GetDevice(index); err != nil {
 		return device{}, err
 	}
+	d.before = freeMemory(d.PCI)
 	if d.ctx, err = d.id.RetainPrimaryCtx(); err != nil {
 		return device{}, fmt.Errorf("cuda: the context of card %d (%s): %w", index, d.Name, err)
 	}
 	return d, nil
+}
+
+// freeMemory is what the driver says is free on a card, whatever this process has there; 0 where it does not say.
+func freeMemory(pci string) int64 {
+	probe, err := nvml.Open(pci)
+	if err != nil {
+		return 0
+	}
+	defer probe.Close()
+	return int64(probe.Read().MemoryFree)
 }
 
 // do runs f with the card's context current. Contexts belong to threads of the system, so f keeps its own.

@@ -88,6 +88,22 @@ func (b *Backend) MemInfo() (free, total int64, err error) {
 	return free, total, err
 }
 
+// Taken is what this process takes of the card: its arenas, and beside them the context, the kernels' code and all else
+// that the driver took since the card was opened. It is not told where the driver does not say, and is off by what
+// other processes took or gave back meanwhile.
+func (b *Backend) Taken() (arenas, beside int64, ok bool) {
+	for _, a := range b.arenas {
+		if a.host == nil {
+			arenas += max(aligned(a.bytes), ops.Align)
+		}
+	}
+	now := freeMemory(b.dev.PCI)
+	if b.dev.before == 0 || now == 0 {
+		return arenas, 0, false
+	}
+	return arenas, b.dev.before - now - arenas, true
+}
+
 // Activation is bfloat16, whatever weights are stored as.
 func (b *Backend) Activation(ops.DType) ops.DType { return ops.BF16 }
 

@@ -127,13 +127,16 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 	case context == 0:
 		context = defaultContext
 	}
+	if err := d.restore(e, m); err != nil {
+		return nil, err
+	}
 	dtype, err := d.dtype(b)
 	if err != nil {
 		return nil, err
 	}
 	g := &engine{base: b, sequences: sequences}
 	room := max(min(promptTokens, context), sequences, rowTokens)
-	o := qwen2.Options{DType: dtype, MaxT: room, MaxS: room, MaxN: room, Sequences: sequences, Context: context}
+	o := qwen2.Options{DType: dtype, Single: !d.DoubleQuant, MaxT: room, MaxS: room, MaxN: room, Sequences: sequences, Context: context}
 	var params []float32
 	if dir := m.adapterDir(); dir != "" {
 		if g.set, params, err = loadAdapter(b, dir); err != nil {
@@ -143,6 +146,9 @@ func (b *base) load(e *env, m *modelFlags, d *deviceFlags, sequences, context, r
 		o.Adapter = g.set
 	}
 	if g.backend, err = openBackend(e, *d); err != nil {
+		return nil, err
+	}
+	if err := d.fit(e, g.backend, b.Model, &o); err != nil {
 		return nil, err
 	}
 	shown := newProgress(e)

@@ -32,6 +32,7 @@ type commands struct {
 	Infer  inferCmd  `cmd:"" help:"Talk to a model, or answer a dataset."`
 	Eval   evalCmd   `cmd:"" help:"Measure a model on a dataset: exact answers, likelihood."`
 	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
+	Plan   planCmd   `cmd:"" help:"Say what a run would take of a card's memory, and how fast it would be; no card is needed."`
 	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
 }
 

@@ -33,12 +33,22 @@ type deviceFlags struct {
 	Backend    string `name:"backend" group:"Model" default:"auto" placeholder:"NAME" help:"auto, cuda or cpu."`
 	SyncOps    bool   `name:"sync_ops" group:"Model" help:"Wait for every launch on the card, so that a fault names its op. Slow."`
 	ProfileOps bool   `name:"profile_ops" group:"Model" help:"Time every launch on the card, and print at the end where the time of a step went, without the first three. A little slower."`
+	memoryFlags
 }
 
 // dtypeNames are the storage types by torch's names.
-var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32"}
+var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32", ops.NF4: "nf4"}
 
 func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
+	quantises, err := f.quantises()
+	switch {
+	case err != nil:
+		return 0, usageError{err}
+	case quantises && f.TorchDType != "" && f.TorchDType != "bfloat16":
+		return 0, usageError{fmt.Errorf("--torch_dtype %s: a base in NF4 is computed with as bfloat16: leave it out", f.TorchDType)}
+	case quantises && !b.Quantized:
+		return ops.NF4, nil
+	}
 	switch cmp.Or(f.TorchDType, b.Config.DType) {
 	case "float32":
 		return ops.F32, nil

@@ -36,6 +36,9 @@ var cards = map[string]Card{
 	"h200":     {"h200", "H200 SXM 141 GB", 139.0, 132, 989.4, 4800, 53, true},
 }
 
+// Processor stands for a machine without a card: what counts is how its figures compare with each other.
+var Processor = Card{Title: "processor", Multiprocessors: 1, TFLOPs: 0.2, GBps: 20, Bus: 10}
+
 // CardNames lists the cards of --card.
 func CardNames() []string { return slices.Sorted(maps.Keys(cards)) }
 
@@ -63,7 +66,7 @@ func CardLike(driver string, multiprocessors int) Card {
 			nearest = c
 		}
 	}
-	nearest.Name, nearest.Title, nearest.Multiprocessors = "", driver, multiprocessors
+	nearest.Name, nearest.Title, nearest.Multiprocessors = "", driver, max(multiprocessors, 1)
 	return nearest
 }
 

@@ -36,10 +36,10 @@ type Choice struct {
 
 // Fallback is one way of keeping less that a run needs.
 type Fallback struct {
-	What    string
-	Bytes   int64   // that it frees at the fullest moment
-	Seconds float64 // that it adds to a step, as predicted
-	Share   float64 // of the step before it
+	What    string  `json:"what"`
+	Bytes   int64   `json:"frees_bytes"`       // of the block
+	Seconds float64 `json:"predicted_seconds"` // that it adds to a step
+	Share   float64 `json:"predicted_share"`   // of the step before it
 }
 
 func (f Fallback) String() string {

@@ -13,6 +13,7 @@ package qwen2
 import (
 	"fmt"
 
+	"qlora/internal/nf4"
 	"qlora/model/memory"
 	"qlora/model/ops"
 	"qlora/model/weights"
@@ -103,7 +104,13 @@ func prepare(sizes ops.Sizes, src *weights.Model, o Options) (*Model, *layout, e
 	}
 	m := &Model{Config: c, sizes: sizes, src: src, opt: o, adapter: o.Adapter}
 	m.heads = ops.Heads{H: c.NumAttentionHeads, Hk: c.NumKeyValueHeads, D: c.HeadDim}
-	return m, m.layout(), nil
+	l := m.layout()
+	for _, w := range l.weights {
+		if w.spec.DType == ops.NF4 && w.spec.Cols%nf4.Block != 0 {
+			return nil, nil, fmt.Errorf("qwen2: %s has %d columns, and NF4 takes multiples of %d: leave the model in 16 bits", w.spec.Name, w.spec.Cols, nf4.Block)
+		}
+	}
+	return m, l, nil
 }
 
 // Build plans the whole run, makes its arena, and streams the weights in.

@@ -11,17 +11,17 @@ import (
 // and token sums run over the same blocks.
 type Saving struct {
 	// GateUp: of so many layers, from the first on, gate and up are made again for the backward.
-	GateUp int
+	GateUp int `json:"gate_up_again_layers"`
 	// Whole: of so many, from the first on, all but the input is. They count in GateUp too.
-	Whole int
+	Whole int `json:"whole_again_layers"`
 	// Tile is the tokens that go through a feed-forward together: a multiple of ops.GradBlock, from 2 of them on. Every layer
 	// then makes gate and up again. 0: all tokens.
-	Tile int
+	Tile int `json:"feed_forward_tile_tokens"`
 	// HostEmbedding: the embedding table lies in host memory, and its rows are read over the bus. Not where the head is the
 	// same table.
-	HostEmbedding bool
+	HostEmbedding bool `json:"embedding_in_host_memory"`
 	// Offload: of so many layers, from the first on, what they keep of the forward waits for the backward in host memory.
-	Offload int
+	Offload int `json:"offloaded_layers"`
 }
 
 // check refuses what the model's shape or the run does not allow.

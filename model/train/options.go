@@ -161,7 +161,10 @@ func Room(samples data.Source, eval data.Samples, stepSamples, rowTokens int, pa
 	multiple := max(pad.Multiple, 1)
 	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
 	maxT = up(max(min(rowTokens, total, longest*most), longest))
-	return maxT, min(maxT, most) + 1, maxT
+	if maxS = min(maxT, most); multiple > 1 {
+		maxS++ // of the tokens that round a row up
+	}
+	return maxT, maxS, max(maxT-1, 1) // nothing predicts the first token of a sample
 }
 
 // Run is one training run: a model in a backend's memory, the adapter being trained, and its data.
