@@ -22,7 +22,7 @@ func flagsOf(t *testing.T) map[string]map[string]shape {
 }
 
 // ours are flags that ms-swift does not have.
-var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json"}
+var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json", "vram_budget", "check_memory"}
 
 func TestTableAgreesWithStructs(t *testing.T) {
 	shapes := flagsOf(t)

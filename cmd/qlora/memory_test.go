@@ -99,9 +99,9 @@ func TestCheckMemory(t *testing.T) {
 		t.Errorf("exit status %d, %+v\n%s", o.code, r.Written, o.stderr)
 	}
 	work := t.TempDir()
-	write(t, filepath.Join(work, "a.jsonl"), `{"query": "a long question about nothing", "response": "yes"}`+"\n"+`{"query": "b", "response": "no"}`+"\n")
-	o = qlora(t, work, "", "sft", "--model", model, "--dataset", "a.jsonl", "--gradient_accumulation_steps", "1", "--max_steps", "2", "--backend", "cpu",
-		"--report_to", "none", "--save_strategy", "no", "--output_dir", "out", "--check_memory")
+	write(t, filepath.Join(work, "a.jsonl"), `{"query": "b", "response": "no"}`+"\n"+`{"query": "a long question about nothing", "response": "yes"}`+"\n")
+	o = qlora(t, work, "", "sft", "--model", model, "--dataset", "a.jsonl", "--gradient_accumulation_steps", "1", "--max_steps", "1", "--backend", "cpu",
+		"--dataset_shuffle", "false", "--train_dataloader_shuffle", "false", "--report_to", "none", "--save_strategy", "no", "--output_dir", "out", "--check_memory")
 	if o.code != exitCheckFailed || !strings.Contains(o.stderr, "not as planned") {
 		t.Errorf("rows shorter than planned: exit status %d\n%s", o.code, o.stderr)
 	}
