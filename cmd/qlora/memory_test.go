@@ -186,3 +186,17 @@ func TestPlanOfAFolder(t *testing.T) {
 		t.Errorf("%v: %d bytes", err, r.Block)
 	}
 }
+
+// A row has room for as many of the longest samples as a batch has, and for 2048 tokens.
+func TestBatchSizeIsARow(t *testing.T) {
+	model := miniModel(t)
+	for _, c := range []struct{ dataset, batch, want string }{
+		{"random:1300x4", "1", "rows of at most 2048 tokens"}, {"random:1300x4", "2", "rows of at most 2600 tokens"}, {"random:100x4", "2", "rows of at most 400 tokens"},
+	} {
+		o := ok(t, t.TempDir(), "", "sft", "--model", model, "--dataset", c.dataset, "--per_device_train_batch_size", c.batch, "--gradient_accumulation_steps", "2", "--max_steps", "1",
+			"--backend", "cpu", "--report_to", "none", "--save_strategy", "no", "--output_dir", "out")
+		if !strings.Contains(o.stderr, c.want) {
+			t.Errorf("%s, batches of %s: not %q in\n%s", c.dataset, c.batch, c.want, o.stderr)
+		}
+	}
+}

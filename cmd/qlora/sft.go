@@ -161,6 +161,9 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 		return err
 	}
 	o := run.Options
+	if n := c.PerDeviceTrainBatchSize; n > 1 {
+		o.RowTokens = max(train.RowTokens, n*run.Samples.Bounds().Sample)
+	}
 	maxT, maxS, maxN := train.Room(run.Samples, run.Eval, o.StepSamples, o.RowTokens, o.Pad)
 	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", run.Samples.Len(), len(run.Eval), o.StepSamples, maxT)
 	shown := newProgress(e)

@@ -104,7 +104,8 @@ func lastTouched(raw, word []byte) int64 {
 	return 0
 }
 
-// Peaks is what each category takes at its fullest moment, in bytes: as planned, and as far as its buffers were written.
+// Peaks is what each category takes at its fullest moment, in bytes: as planned, and as far as its buffers were written, in
+// whole units of ops.Align, as their parts are laid out.
 func Peaks(marks []Mark, c memory.Category) (planned, written int64) {
 	buffers := make([]memory.Buffer, len(marks))
 	for i, mark := range marks {
@@ -112,7 +113,7 @@ func Peaks(marks []Mark, c memory.Category) (planned, written int64) {
 	}
 	planned = memory.Peak(buffers, c, 1)
 	for i, mark := range marks {
-		buffers[i].Bytes = mark.Written
+		buffers[i].Bytes = min(mark.Bytes, (mark.Written+ops.Align-1)/ops.Align*ops.Align)
 	}
 	return planned, memory.Peak(buffers, c, 1)
 }
