@@ -79,8 +79,9 @@ gpu-build: build-cuda kernels-test
 	cp bin/qlora build/gpu/
 	$(CUDA_CGO_ENV) $(GO) test -c -tags cuda -trimpath -ldflags "-s -w" -o build/gpu/cuda.test ./cuda
 	cp $(KERNEL_TESTS) build/gpu/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o build/gpu/bigmodel ./scripts/bigmodel
 
-# STAGES names some of: doctor conformance sanitizer determinism train timings.
+# STAGES names some of: doctor kernels conformance sanitizer determinism huge model train timings memory long load.
 gpu-check:
 	scripts/gpu-check.sh $(STAGES)
 

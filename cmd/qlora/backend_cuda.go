@@ -76,17 +76,15 @@ func (b onCard) NewArena(bytes int64) (ops.Buffer, error) {
 	return arena, err
 }
 
-// margin is left of what is free on a card: for kernels that are yet to be loaded.
-const margin = 256 << 20
-
-// room of a card is what is free less a margin, or the budget less what the process takes beside its block. Of the host's
-// memory half of what is free may be pinned.
+// room of a card is what is free, less what the process may come to take beside its block (kernels are loaded when they are
+// first needed), and within the budget. Of the host's memory half of what is free may be pinned.
 func (b onCard) room(budget int64) (room, error) {
 	free, _, err := b.MemInfo()
 	if err != nil {
 		return room{}, err
 	}
-	r := room{block: free - margin, card: plan.CardLike(b.Card().Name, b.Card().Multiprocessors)}
+	_, beside, _ := b.Taken() // 0 where the driver does not tell
+	r := room{block: free - max(plan.Context-beside, 0), card: plan.CardLike(b.Card().Name, b.Card().Multiprocessors)}
 	if budget > 0 {
 		r.block = min(r.block, budget-plan.Context)
 	}

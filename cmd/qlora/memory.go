@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"github.com/montanaflynn/stats"
 
 	"qlora/internal/atomicfile"
 	layout "qlora/model/memory"
@@ -28,7 +32,31 @@ type memoryFlags struct {
 	DoubleQuant bool   `name:"bnb_4bit_use_double_quant" group:"Memory" default:"true" help:"Quantise the scales of NF4 too: 0.37 bits a weight less."`
 	CheckMemory bool   `name:"check_memory" group:"Memory" help:"Fill the memory with a pattern, and say at the end how far each category was written; exit status 1 where that is not what was planned. Rows must be as long as planned, as of --dataset random:2048x12, and buffers share no places: it takes more memory."`
 
-	chosen *plan.Choice
+	chosen  *plan.Choice
+	of      memoryRun
+	speeds  []float64 // tokens/s of the steps
+	started float64   // seconds from the program's start to the end of the first step
+}
+
+// memoryRun is what a memory report is of.
+type memoryRun struct {
+	Model     string `json:"model"`
+	Weights   string `json:"weights"`
+	RowTokens int    `json:"row_tokens"`
+}
+
+// programBegun is when this program started, to within what Go takes before main.
+var programBegun = time.Now()
+
+// watch adds to a run's hooks what the report says of speed.
+func (f *memoryFlags) watch(h *train.Hooks) {
+	step := h.Step
+	h.Step = func(p train.Progress) {
+		if f.speeds = append(f.speeds, p.TokensPerSec); len(f.speeds) == 1 {
+			f.started = time.Since(programBegun).Seconds()
+		}
+		step(p)
+	}
 }
 
 // restore takes quantisation from the args.json of an adapter where the flags leave it out: it was trained on such a base.
@@ -97,6 +125,11 @@ type room struct {
 	card  plan.Card
 }
 
+// cardLike is a backend whose speed a plan predicts.
+type cardLike interface {
+	MemInfo() (free, total int64, err error)
+}
+
 // roomy is a backend that knows its room. budget is what the process may take, 0 for all there is.
 type roomy interface {
 	room(budget int64) (room, error)
@@ -112,6 +145,7 @@ func (f *memoryFlags) fit(e *env, b ops.Backend, src *weights.Model, o *qwen2.Op
 		}
 	}
 	o.Watch = f.CheckMemory
+	f.of = memoryRun{cmp.Or(src.HubID, filepath.Base(src.Dir)), dtypeNames[o.DType], o.MaxT}
 	known, ok := b.(roomy)
 	if !ok {
 		return nil
@@ -184,6 +218,7 @@ func (f *memoryFlags) planned(e *env, m *qwen2.Model) {
 
 // memoryReport is memory.json of a run: what was planned and what it took.
 type memoryReport struct {
+	memoryRun
 	Block      int64            `json:"block_bytes"`
 	Host       int64            `json:"host_bytes"`
 	Categories map[string]int64 `json:"fullest_moment_bytes"`
@@ -197,8 +232,12 @@ type memoryReport struct {
 	ContextMeasured int64 `json:"context_measured_bytes,omitempty"`
 	ProcessMeasured int64 `json:"process_measured_bytes,omitempty"`
 
-	LoadGBps float64                 `json:"load_gb_per_second,omitempty"`
-	Written  map[string]writtenBytes `json:"written,omitempty"` // with --check_memory, by category
+	LoadGBps     float64 `json:"load_gb_per_second,omitempty"`
+	FirstStep    float64 `json:"first_step_seconds,omitempty"` // from the program's start to the first step's end
+	TokensPerSec float64 `json:"tokens_per_second,omitempty"`  // the median of the steps but the first
+	Predicted    float64 `json:"predicted_tokens_per_second,omitempty"`
+
+	Written map[string]writtenBytes `json:"written,omitempty"` // with --check_memory, by category
 }
 
 type writtenBytes struct {
@@ -209,7 +248,7 @@ type writtenBytes struct {
 // finish says what the run took beside what was planned, and writes memory.json into dir ("": nowhere). What is not as
 // planned is errCheckFailed.
 func (f *memoryFlags) finish(e *env, b ops.Backend, m *qwen2.Model, dir string) error {
-	r := memoryReport{Block: m.Plan.Bytes, Host: m.Plan.HostBytes, Categories: map[string]int64{}, Budget: f.VRAMBudget}
+	r := memoryReport{memoryRun: f.of, FirstStep: f.started, Block: m.Plan.Bytes, Host: m.Plan.HostBytes, Categories: map[string]int64{}, Budget: f.VRAMBudget}
 	for c, bytes := range m.Plan.Fullest() {
 		if bytes > 0 {
 			r.Categories[layout.Category(c).String()] = bytes
@@ -217,6 +256,12 @@ func (f *memoryFlags) finish(e *env, b ops.Backend, m *qwen2.Model, dir string) 
 	}
 	if f.chosen != nil {
 		r.Saving, r.Fallbacks = f.chosen.Saving, f.chosen.Fallbacks
+		if _, card := b.(cardLike); card && f.chosen.Meter.Seconds > 0 {
+			r.Predicted = float64(f.of.RowTokens) / f.chosen.Meter.Seconds
+		}
+	}
+	if len(f.speeds) > 1 {
+		r.TokensPerSec, _ = stats.Median(f.speeds[1:])
 	}
 	failed := measureProcess(e, b, &r)
 	if f.CheckMemory {

@@ -60,6 +60,7 @@ func (c *sftCmd) Run(e *env) error {
 	}
 	run.TensorBoard = !slices.Contains(c.ReportTo, "none")
 	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
+	c.watch(&run.Hooks)
 	result, err := run.Start(e.ctx, from)
 	shown.end()
 	if err != nil {

@@ -45,6 +45,7 @@ var mayImport = []struct {
 	{"internal/...", "internal/..."},
 	{"scripts/demo", "model/eval"}, // the form of its reports
 	{"scripts/bnb/...", "model/weights internal/..."},
+	{"scripts/bigmodel", "model/weights"},
 	{"scripts/...", ""},
 }
 
