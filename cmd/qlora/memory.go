@@ -159,7 +159,7 @@ func (f *memoryFlags) fit(e *env, b ops.Backend, src *weights.Model, o *qwen2.Op
 	f.chosen, err = plan.Choose(r)
 	var no *plan.NoFit
 	if errors.As(err, &no) {
-		return &noFitError{no.Need, no.Budget, nearby(r, has, f.VRAMBudget != "")}
+		return &noFitError{no.Need, no.Budget, nearby(r, f.VRAMBudget != "")}
 	}
 	if err != nil {
 		return err
@@ -172,23 +172,26 @@ func (f *memoryFlags) fit(e *env, b ops.Backend, src *weights.Model, o *qwen2.Op
 }
 
 // nearby are configurations near a request that fit.
-func nearby(r plan.Request, has room, given bool) []string {
+func nearby(r plan.Request, given bool) []string {
 	var fits []string
-	try := func(r plan.Request, words string) bool {
-		if _, err := plan.Choose(r); err != nil {
-			return false
+	longest := func(r plan.Request) int {
+		_, n, err := plan.Longest(r, func(T int) ops.HostBatch { return plan.Row(T, 1, 1) })
+		if err != nil || n < ops.GradBlock || n >= r.Options.MaxT {
+			return 0
 		}
-		fits = append(fits, words)
-		return true
+		return n
 	}
-	_, longest, err := plan.Longest(r, func(T int) ops.HostBatch { return plan.Row(T, 1, 1) })
-	if err == nil && longest >= ops.GradBlock && longest < r.Options.MaxT {
-		fits = append(fits, fmt.Sprintf("rows of at most %d tokens (--max_length %d)", longest, longest))
+	if n := longest(r); n > 0 {
+		fits = append(fits, fmt.Sprintf("rows of at most %d tokens (--max_length %d)", n, n))
 	}
 	if r.Options.DType == ops.BF16 && !r.Src.Quantized {
 		four := r
 		four.Options.DType = ops.NF4
-		try(four, "the base in 4 bits (--quant_method bnb --quant_bits 4)")
+		if _, err := plan.Choose(four); err == nil {
+			fits = append(fits, "the base in 4 bits (--quant_method bnb --quant_bits 4)")
+		} else if n := longest(four); n > 0 {
+			fits = append(fits, fmt.Sprintf("the base in 4 bits and rows of at most %d tokens (--quant_method bnb --quant_bits 4 --max_length %d)", n, n))
+		}
 	}
 	if given {
 		more := r

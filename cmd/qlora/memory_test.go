@@ -164,6 +164,10 @@ func TestPlan(t *testing.T) {
 	if o = ok(t, work, "", "plan", "--markdown"); !strings.Contains(o.stdout, "|:---") {
 		t.Errorf("no Markdown:\n%s", o.stdout)
 	}
+	o = qlora(t, work, "", "plan", "--quant_bits", "4", "--quant_method", "bnb", "--vram_budget", "6.1GiB")
+	if o.code != exitNoFit || !strings.Contains(o.stderr, "(--max_length 1") {
+		t.Errorf("7B on NF4 in 6.1 GiB: exit status %d\n%s", o.code, o.stderr)
+	}
 	o = qlora(t, work, "", "plan", "--vram_budget", "6GiB")
 	if o.code != exitNoFit || !strings.Contains(o.stderr, "--quant_bits 4") {
 		t.Errorf("7B in 6 GiB: exit status %d\n%s%s", o.code, o.stdout, o.stderr)

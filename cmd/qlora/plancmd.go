@@ -70,7 +70,8 @@ func (c *planCmd) Run(e *env) error {
 		err = c.print(e, report, refused)
 	}
 	if no != nil && err == nil {
-		return &noFitError{no.Need + plan.Context, budget, nearby(r, room{}, true)}
+		r.Budget = no.Budget
+		return &noFitError{no.Need + plan.Context, budget, nearby(r, true)}
 	}
 	return err
 }
