@@ -175,14 +175,21 @@ func (f *memoryFlags) fit(e *env, b ops.Backend, src *weights.Model, o *qwen2.Op
 func nearby(r plan.Request, given bool) []string {
 	var fits []string
 	longest := func(r plan.Request) int {
+		if !r.Options.Training {
+			return contextThatFits(r)
+		}
 		_, n, err := plan.Longest(r, func(T int) ops.HostBatch { return plan.Row(T, 1, 1) })
 		if err != nil || n < ops.GradBlock || n >= r.Options.MaxT {
 			return 0
 		}
 		return n
 	}
+	what := "rows"
+	if !r.Options.Training {
+		what = "prompt and answer together"
+	}
 	if n := longest(r); n > 0 {
-		fits = append(fits, fmt.Sprintf("rows of at most %d tokens (--max_length %d)", n, n))
+		fits = append(fits, fmt.Sprintf("%s of at most %d tokens (--max_length %d)", what, n, n))
 	}
 	if r.Options.DType == ops.BF16 && !r.Src.Quantized {
 		four := r
@@ -190,7 +197,7 @@ func nearby(r plan.Request, given bool) []string {
 		if _, err := plan.Choose(four); err == nil {
 			fits = append(fits, "the base in 4 bits (--quant_method bnb --quant_bits 4)")
 		} else if n := longest(four); n > 0 {
-			fits = append(fits, fmt.Sprintf("the base in 4 bits and rows of at most %d tokens (--quant_method bnb --quant_bits 4 --max_length %d)", n, n))
+			fits = append(fits, fmt.Sprintf("the base in 4 bits and %s of at most %d tokens (--quant_method bnb --quant_bits 4 --max_length %d)", what, n, n))
 		}
 	}
 	if given {
@@ -201,6 +208,17 @@ func nearby(r plan.Request, given bool) []string {
 		}
 	}
 	return fits
+}
+
+// contextThatFits is the half, quarter, ... of an inference's tokens that fits, 0: none.
+func contextThatFits(r plan.Request) int {
+	for n := r.Options.Context / 2; n >= ops.GradBlock; n /= 2 {
+		r.Options.Context = n
+		if _, err := plan.Choose(r); err == nil {
+			return n
+		}
+	}
+	return 0
 }
 
 // planned says what the memory of a built model is made of.

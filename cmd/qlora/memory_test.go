@@ -90,6 +90,21 @@ func TestVRAMBudget(t *testing.T) {
 	}
 }
 
+// What does not fit in inference is refused with what would.
+func TestInferenceBudget(t *testing.T) {
+	model := miniModel(t)
+	for budget := 1 << 20; budget < 64<<20; budget += 1 << 19 {
+		o := qlora(t, t.TempDir(), "hello\n", "infer", "--model", model, "--backend", "cpu", "--max_length", "2048", "--max_batch_size", "8", "--val_dataset", "none.jsonl",
+			"--max_new_tokens", "2", "--vram_budget", strconv.Itoa(budget))
+		if o.code != exitNoFit {
+			t.Fatalf("with %d bytes: exit status %d\n%s", budget, o.code, o.stderr)
+		}
+		if strings.Contains(o.stderr, "prompt and answer together of at most 1024 tokens (--max_length 1024)") {
+			return
+		}
+	}
+}
+
 // --check_memory holds every category to the plan, and fails where rows are shorter than planned.
 func TestCheckMemory(t *testing.T) {
 	model := miniModel(t)
