@@ -7,6 +7,7 @@
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
 #   make gpu-check on a machine with a card, after make gpu-build
 #   make mutants   prove that the tests of the backward passes can fail
+#   make fits      README's table of what fits, from results/
 #   make crash     kill training runs at random moments (KILLS=200), fail every write in turn
 #   make fuzz      feed every parser hostile input, FUZZTIME=60 seconds each, until all together had EXECS
 
@@ -26,7 +27,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants fits crash fuzz demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -48,6 +49,9 @@ lint:
 
 mutants:
 	$(GO) run ./internal/mutants
+
+fits:
+	$(GO) run ./scripts/fits
 
 # RESULTS=results/crash, or results/fuzz, keeps a file of what was done.
 KILLS ?= 200
