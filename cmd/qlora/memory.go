@@ -145,7 +145,7 @@ func (f *memoryFlags) fit(e *env, b ops.Backend, src *weights.Model, o *qwen2.Op
 		}
 	}
 	o.Watch = f.CheckMemory
-	f.of = memoryRun{cmp.Or(src.HubID, filepath.Base(src.Dir)), dtypeNames[o.DType], o.MaxT}
+	f.of = memoryRun{cmp.Or(src.HubID, filepath.Base(src.Dir)), storage(src, o.DType), o.MaxT}
 	known, ok := b.(roomy)
 	if !ok {
 		return nil

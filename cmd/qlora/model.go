@@ -39,6 +39,14 @@ type deviceFlags struct {
 // dtypeNames are the storage types by torch's names.
 var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32", ops.NF4: "nf4"}
 
+// storage names what the linear layers of a model are stored in, where the rest is of type d.
+func storage(m *weights.Model, d ops.DType) string {
+	if m.Quantized && d == ops.BF16 {
+		d = ops.NF4
+	}
+	return dtypeNames[d]
+}
+
 func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
 	quantises, err := f.quantises()
 	switch {
@@ -48,6 +56,8 @@ func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
 		return 0, usageError{fmt.Errorf("--torch_dtype %s: a base in NF4 is computed with as bfloat16: leave it out", f.TorchDType)}
 	case quantises && !b.Quantized:
 		return ops.NF4, nil
+	case b.Quantized && f.TorchDType == "":
+		return ops.BF16, nil // of what is not in NF4
 	}
 	switch cmp.Or(f.TorchDType, b.Config.DType) {
 	case "float32":

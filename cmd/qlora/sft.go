@@ -177,7 +177,7 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 	if err != nil {
 		return err
 	}
-	e.logf("memory: %.2f GiB in all, weights in %s%s; adapter: %d parameters on %d modules", float64(run.Model.Plan.Bytes)/(1<<30), dtypeNames[dtype], loadRate(run.Backend), set.Len(), set.Modules())
+	e.logf("memory: %.2f GiB in all, weights in %s%s; adapter: %d parameters on %d modules", float64(run.Model.Plan.Bytes)/(1<<30), storage(b.Model, dtype), loadRate(run.Backend), set.Len(), set.Modules())
 	c.planned(e, run.Model)
 	run.Set, run.Base = set, lora.Base{Name: lora.PortableName(b.HubID, cmp.Or(b.File, b.Dir)), Fingerprint: fingerprint}
 	return ops.WriteF32(run.Backend, run.Model.Params, params)
