@@ -42,7 +42,7 @@ func TestSizes(t *testing.T) {
 			}
 		}
 	}
-	if most := int64(1) << 33; c.gradNorm(most) > 16<<20 {
+	if most := int64(1) << 33; c.gradNorm(most) > 1<<20 {
 		t.Errorf("the gradient norm of %d parameters takes %d bytes, which nothing in a plan bounds", most, c.gradNorm(most))
 	}
 }
