@@ -99,7 +99,7 @@ func joinTensor(tensors map[string]*Tensor, base, kind string, state *Tensor) (*
 	case !ok || n < 1 || codes.size != (n+1)/2:
 		return nil, fmt.Errorf("%d bytes of codes for shape %v", codes.size, shape)
 	}
-	t := &Tensor{Name: base, DType: NF4, Shape: shape, from: codes.from, entry: codes.entry, offset: codes.offset, size: codes.size}
+	t := &Tensor{Name: base, DType: NF4, Shape: shape, from: &origin{name: codes.from.name, src: codes.from.src}, entry: codes.entry, offset: codes.offset, size: codes.size}
 	blocks := (n + nf4.Block - 1) / nf4.Block
 	q := &quantized{}
 	part := func(to **Tensor, suffix string, dtype DType, length int64) error {
@@ -116,7 +116,7 @@ func joinTensor(tensors map[string]*Tensor, base, kind string, state *Tensor) (*
 	if err := part(&q.code, ".quant_map", F32, int64(len(nf4.Code))); err != nil {
 		return nil, err
 	}
-	t.quantized = q
+	t.from.quantized = q
 	if tensors[base+".nested_absmax"] == nil {
 		return t, part(&q.absmax, ".absmax", F32, blocks)
 	}
@@ -134,11 +134,11 @@ func joinTensor(tensors map[string]*Tensor, base, kind string, state *Tensor) (*
 }
 
 // Double reports whether the absmax of an NF4 tensor is quantised too.
-func (t *Tensor) Double() bool { return t.quantized != nil && t.quantized.nested != nil }
+func (t *Tensor) Double() bool { return t.from.quantized != nil && t.from.quantized.nested != nil }
 
 // Scales returns the absmax of an NF4 tensor.
 func (t *Tensor) Scales() (nf4.Scales, error) {
-	q := t.quantized
+	q := t.from.quantized
 	if q == nil {
 		return nf4.Scales{}, fmt.Errorf("%s: %s is stored as %s, not in NF4", t.from.name, t.Name, t.DType)
 	}

@@ -27,14 +27,13 @@ type Tensor struct {
 	offset   int64 // in the file, of the first byte
 	size     int64 // in bytes
 	permuted int   // head size D of rows stored for interleaved rope; 0: rows lie in order
-
-	quantized *quantized // of an NF4 tensor; src holds its codes
 }
 
 // An origin is what tensors are read from.
 type origin struct {
-	name string // for error messages
-	src  io.ReaderAt
+	name      string // for error messages
+	src       io.ReaderAt
+	quantized *quantized // of an NF4 tensor, which has an origin of its own: src holds its codes
 }
 
 // A tensorBlock is where tensors of a file are made, 64 at a time.
@@ -136,7 +135,7 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	widen := decoders[t.DType]
 	width := t.RowLen()
 	switch {
-	case widen == nil && t.quantized == nil:
+	case widen == nil && t.from.quantized == nil:
 		return fmt.Errorf("%s: %s is stored as %s, which does not read as float32", t.from.name, t.Name, t.DType)
 	case len(dst) != n*width:
 		return fmt.Errorf("%s: %d elements asked for %d rows of %d", t.Name, len(dst), n, width)
@@ -148,7 +147,7 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 		return t.readPermuted(dst, row, n)
 	}
 	start := int64(row) * int64(width)
-	if t.quantized != nil {
+	if t.from.quantized != nil {
 		return t.readNF4(dst, start)
 	}
 	return t.readElements(dst, start)
