@@ -8,6 +8,7 @@
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
 #   make gpu-check on a machine with a card, after make gpu-build
 #   make mutants   prove that the tests of the backward passes can fail
+#   make fits      README's table of what fits, from results/
 #   make crash     kill training runs at random moments (KILLS=200), fail every write in turn
 #   make fuzz      feed every parser hostile input, FUZZTIME=60 seconds each, until all together had EXECS
 
@@ -27,7 +28,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants crash fuzz demo mixed-demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants fits crash fuzz demo mixed-demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -49,6 +50,9 @@ lint:
 
 mutants:
 	$(GO) run ./internal/mutants
+
+fits:
+	$(GO) run ./scripts/fits
 
 # RESULTS=results/crash, or results/fuzz, keeps a file of what was done.
 KILLS ?= 200
@@ -83,8 +87,9 @@ gpu-build: build-cuda kernels-test
 	cp bin/qlora build/gpu/
 	$(CUDA_CGO_ENV) $(GO) test -c -tags cuda -trimpath -ldflags "-s -w" -o build/gpu/cuda.test ./cuda
 	cp $(KERNEL_TESTS) build/gpu/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o build/gpu/bigmodel ./scripts/bigmodel
 
-# STAGES names some of: doctor kernels conformance sanitizer determinism huge model train use timings.
+# STAGES names some of: doctor kernels conformance sanitizer determinism huge model train use timings memory long load.
 gpu-check:
 	scripts/gpu-check.sh $(STAGES)
 

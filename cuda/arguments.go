@@ -10,6 +10,7 @@ import "C"
 import (
 	"runtime"
 
+	"qlora/cuda/sizes"
 	"qlora/model/ops"
 )
 
@@ -45,10 +46,10 @@ func loraOf(l *ops.LoRA) C.qk_lora {
 	to := C.qk_lora{n: C.int32_t(len(l.Modules)), rank: C.int32_t(l.Rank), in: C.int32_t(spec.Cols), out: C.int32_t(spec.Rows()),
 		kind: C.int32_t(spec.Kind), h: headsOf(*spec)}
 	if !l.Pack.Nil() {
-		p := packOf(l)
-		to.pack_a, to.pack_b = at(l.Pack), at(l.Pack)+C.qk_ptr(p.a)
-		if p.bt > 0 {
-			to.pack_bt = to.pack_b + C.qk_ptr(p.b)
+		p := sizes.PackOf(l)
+		to.pack_a, to.pack_b = at(l.Pack), at(l.Pack)+C.qk_ptr(p.A)
+		if p.BT > 0 {
+			to.pack_bt = to.pack_b + C.qk_ptr(p.B)
 		}
 	}
 	for i := range l.Modules {

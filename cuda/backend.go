@@ -42,17 +42,18 @@ type Backend struct {
 	opt     Options
 	dev     device
 	stream  cu.Stream
+	bus     transfers
 	staging *staging
 	arenas  []*arena
-	work    ops.Tensor // scratch memory of each op in its turn
-	plan    ops.Tensor // of attention's backward
+	work    ops.Tensor     // scratch memory of each op in its turn
+	dequant [2]dequantised // wide and narrow weights
+	plan    ops.Tensor     // of attention's backward
 	planned planned
 	loads   int // of batches, ever
 	args    *arguments
 	log     launches
 	loaded  Loaded
-	profile *profile  // nil without Options.ProfileOps
-	floats  []float32 // one slot's worth, to read weights that are not bfloat16
+	profile *profile // nil without Options.ProfileOps
 
 	err   error        // the first refusal since the last Sync
 	fault *DeviceError // the first fault of the card, for good
@@ -73,6 +74,9 @@ func New(o Options) (*Backend, error) {
 	err = dev.do(func() (err error) {
 		if b.stream, err = cu.MakeStream(cu.NonBlocking); err != nil {
 			return fmt.Errorf("cuda: a stream: %w", err)
+		}
+		if b.bus, err = newTransfers(); err != nil {
+			return err
 		}
 		b.staging, err = newStaging()
 		return err
@@ -102,7 +106,7 @@ func (b *Backend) Card() Card { return b.dev.Card }
 
 // Loaded is the weights read so far.
 type Loaded struct {
-	Bytes int64 // as stored on the card
+	Bytes int64 // read, those of 32 bits counted as of 16
 	Time  time.Duration
 }
 
@@ -130,10 +134,10 @@ func (b *Backend) Close() error {
 	err := b.do("Close", func() error {
 		err := b.stream.Synchronize()
 		for _, a := range b.arenas {
-			err = cmp.Or(err, cu.MemFree(a.base))
+			err = cmp.Or(err, a.free())
 		}
 		b.arenas = nil
-		return cmp.Or(err, b.staging.free(), b.stream.Destroy())
+		return cmp.Or(err, b.bus.free(), b.staging.free(), b.stream.Destroy())
 	})
 	return cmp.Or(err, b.dev.close())
 }

@@ -38,7 +38,7 @@ func oracle() ops.Backend { return cpu.New[float64]() }
 
 func options() opstest.Options {
 	return opstest.Options{Bench: *benchFlag, Multiple: 8, HeadSizes: []int{64, 128},
-		Storage: []opstest.Storage{{Weights: ops.BF16, Activations: ops.BF16}}}
+		Storage: []opstest.Storage{{Weights: ops.BF16, Activations: ops.BF16}, {Weights: ops.NF4, Activations: ops.BF16}}}
 }
 
 // needCard fails the test on a machine without a card, before a runner asks for backends by the dozen.

@@ -21,6 +21,8 @@ import (
 	"strings"
 
 	"gorgonia.org/cu"
+
+	"qlora/cuda/nvml"
 )
 
 // Unavailable is why no card can be used, and what to do about it.
@@ -43,6 +45,8 @@ type Card struct {
 	Major, Minor int    // compute capability
 	Memory       int64  // bytes
 	PCI          string // domain:bus:device.function, by which NVML knows it
+
+	Multiprocessors int
 }
 
 // Capability is "9.0".
@@ -123,11 +127,12 @@ func describe(index int) (Card, error) {
 	if c.Memory, err = id.TotalMem(); err != nil {
 		return c, err
 	}
-	facts, err := id.Attributes(cu.ComputeCapabilityMajor, cu.ComputeCapabilityMinor, cu.PciDomainID, cu.PciBusID, cu.PciDeviceID)
+	facts, err := id.Attributes(cu.ComputeCapabilityMajor, cu.ComputeCapabilityMinor, cu.PciDomainID, cu.PciBusID, cu.PciDeviceID, cu.MultiprocessorCount)
 	if err != nil {
 		return c, err
 	}
 	c.Major, c.Minor = facts[0], facts[1]
+	c.Multiprocessors = facts[5]
 	c.PCI = fmt.Sprintf("%08x:%02x:%02x.0", facts[2], facts[3], facts[4])
 	return c, nil
 }
@@ -135,8 +140,9 @@ func describe(index int) (Card, error) {
 // device is an open card: its primary context, which the launchers' runtime shares.
 type device struct {
 	Card
-	id  cu.Device
-	ctx cu.CUContext
+	id     cu.Device
+	ctx    cu.CUContext
+	before int64 // bytes free on the card before there was a context; 0: unknown
 }
 
 func openDevice(index int) (device, error) {
@@ -154,10 +160,21 @@ func openDevice(index int) (device, error) {
 	if d.id, err = cu.GetDevice(index); err != nil {
 		return device{}, err
 	}
+	d.before = freeMemory(d.PCI)
 	if d.ctx, err = d.id.RetainPrimaryCtx(); err != nil {
 		return device{}, fmt.Errorf("cuda: the context of card %d (%s): %w", index, d.Name, err)
 	}
 	return d, nil
+}
+
+// freeMemory is what the driver says is free on a card, whatever this process has there; 0 where it does not say.
+func freeMemory(pci string) int64 {
+	probe, err := nvml.Open(pci)
+	if err != nil {
+		return 0
+	}
+	defer probe.Close()
+	return int64(probe.Read().MemoryFree)
 }
 
 // do runs f with the card's context current. Contexts belong to threads of the system, so f keeps its own.

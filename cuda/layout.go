@@ -67,8 +67,8 @@ func place(s ops.WeightSpec, values []float32) []float32 {
 // checkLayout refuses what the kernels cannot read.
 func checkLayout(s ops.WeightSpec) error {
 	switch {
-	case s.DType != ops.BF16:
-		return fmt.Errorf("cuda: weight %s is to be stored as %s, and a card stores bfloat16: say --torch_dtype bfloat16, or --backend cpu", s.Name, s.DType)
+	case s.DType != ops.BF16 && s.DType != ops.NF4:
+		return fmt.Errorf("cuda: weight %s is to be stored as %s, and a card stores bfloat16 or NF4: say --torch_dtype bfloat16, or --backend cpu", s.Name, s.DType)
 	case s.Cols%8 != 0:
 		return fmt.Errorf("cuda: weight %s has %d columns; the kernels take multiples of 8", s.Name, s.Cols)
 	}

@@ -81,7 +81,7 @@ func TestCheckLayout(t *testing.T) {
 		want string
 	}{
 		{"good", ops.WeightSpec{Name: "w", DType: ops.BF16, Cols: 64}, ""},
-		{"float32", ops.WeightSpec{Name: "w", DType: ops.F32, Cols: 64}, "cuda: weight w is to be stored as float32, and a card stores bfloat16: say --torch_dtype bfloat16, or --backend cpu"},
+		{"float32", ops.WeightSpec{Name: "w", DType: ops.F32, Cols: 64}, "cuda: weight w is to be stored as float32, and a card stores bfloat16 or NF4: say --torch_dtype bfloat16, or --backend cpu"},
 		{"odd columns", ops.WeightSpec{Name: "w", DType: ops.BF16, Cols: 12}, "cuda: weight w has 12 columns; the kernels take multiples of 8"},
 	} {
 		got := ""

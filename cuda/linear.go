@@ -23,11 +23,19 @@ func (b *Backend) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoR
 	if e.Rope != nil {
 		rope, h = *e.Rope, headsOf(own.spec)
 	}
-	variant := b.variant()
-	if batch.T <= matvecTokens && !own.spec.Back {
+	variant, few := b.variant(), batch.T <= matvecTokens && !own.spec.Back
+	if few && own.spec.DType == ops.NF4 {
+		arg := own.quantisedArg()
+		b.launch("Linear", func() C.qk_status {
+			return C.qk_linear_nf4(at(y), at(x), &arg, at(own.bias()), at(u), b.lora(0, l), at(e.Residual), at(rope.Cos), at(rope.Sin), h,
+				b.batch(batch), C.int32_t(batch.T), b.onStream())
+		}, y, x, own.mem, u)
+		return
+	}
+	if few {
 		variant = matvecVariant
 	}
-	m := own.matrix()
+	m := b.matrix(own)
 	b.launch("Linear", func() C.qk_status {
 		return C.qk_linear_fwd(at(y), at(x), at(m), at(own.bias()), at(u), b.lora(0, l), at(e.Residual), at(rope.Cos), at(rope.Sin), h,
 			b.batch(batch), C.int32_t(batch.T), C.int32_t(own.spec.Rows()), C.int32_t(own.spec.Cols), b.onStream(), variant)
@@ -50,7 +58,7 @@ func (b *Backend) LinearBack(dx, dy ops.Tensor, w ops.Weight) {
 	if !b.begin(err) {
 		return
 	}
-	m := own.matrix()
+	m := b.matrix(own)
 	b.launch("LinearBack", func() C.qk_status {
 		return C.qk_linear_bwd(at(dx), at(dy), at(m), C.int32_t(dy.Dim(0)), C.int32_t(own.spec.Rows()), C.int32_t(own.spec.Cols),
 			b.onStream(), b.variant())

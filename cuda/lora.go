@@ -9,27 +9,8 @@ import "C"
 
 import "qlora/model/ops"
 
-// LoRAPackBytes is both factors in bfloat16 as the kernels read them (kernels/api.h, qk_lora).
-func (b *Backend) LoRAPackBytes(l *ops.LoRA) int64 { return packOf(l).bytes() }
-
-// pack is the bytes of each part of a LoRA's pack, in order: pack_a (Rank,in); pack_b (out,Rank), block diagonal and in
-// the weight's row order; pack_bt, B' of each module, for a backward.
-type pack struct{ a, b, bt int64 }
-
-func (p pack) bytes() int64 { return p.a + p.b + p.bt }
-
-func packOf(l *ops.LoRA) pack {
-	part := func(elements int) int64 { return aligned(int64(elements) * ops.BF16.Size()) }
-	p := pack{a: part(l.Rank * l.Weight.Cols), b: part(l.Weight.Rows() * l.Rank)}
-	if l.Weight.Back {
-		n := 0
-		for i := range l.Modules {
-			n += l.Modules[i].Rank * l.Weight.Parts[l.Modules[i].Part]
-		}
-		p.bt = part(n)
-	}
-	return p
-}
+// LoRAPackBytes is both factors in bfloat16 as the kernels read them.
+func (b *Backend) LoRAPackBytes(l *ops.LoRA) int64 { return b.sizes().LoRAPackBytes(l) }
 
 // PackLoRA fills the packs of all from A and B, in one launch.
 func (b *Backend) PackLoRA(all []*ops.LoRA) {

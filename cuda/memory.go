@@ -3,6 +3,7 @@
 package cuda
 
 import (
+	"cmp"
 	"fmt"
 	"unsafe"
 
@@ -11,10 +12,19 @@ import (
 	"qlora/model/ops"
 )
 
-// arena is a block of the card's memory.
+// arena is a block of the card's memory, or of the host's.
 type arena struct {
-	base  cu.DevicePtr
+	base  cu.DevicePtr // as the card sees it
 	bytes int64
+	host  unsafe.Pointer // as the host sees it; nil of the card's
+}
+
+// free gives it back, with the card's context current.
+func (a *arena) free() error {
+	if a.host != nil {
+		return freeHost(a.host)
+	}
+	return cu.MemFree(a.base)
 }
 
 // Bytes is the size asked for.
@@ -78,6 +88,22 @@ func (b *Backend) MemInfo() (free, total int64, err error) {
 	return free, total, err
 }
 
+// Taken is what this process takes of the card: its arenas, and beside them the context, the kernels' code and all else
+// that the driver took since the card was opened. It is not told where the driver does not say, and is off by what
+// other processes took or gave back meanwhile.
+func (b *Backend) Taken() (arenas, beside int64, ok bool) {
+	for _, a := range b.arenas {
+		if a.host == nil {
+			arenas += max(aligned(a.bytes), ops.Align)
+		}
+	}
+	now := freeMemory(b.dev.PCI)
+	if b.dev.before == 0 || now == 0 {
+		return arenas, 0, false
+	}
+	return arenas, b.dev.before - now - arenas, true
+}
+
 // Activation is bfloat16, whatever weights are stored as.
 func (b *Backend) Activation(ops.DType) ops.DType { return ops.BF16 }
 
@@ -89,7 +115,23 @@ func (b *Backend) Write(t ops.Tensor, src []byte) error {
 	return b.upload("Write", t, src)
 }
 
+// onHost runs f on a tensor's bytes where it lies in the host's memory, behind the work on the card.
+func (b *Backend) onHost(op string, t ops.Tensor, f func(bytes []byte)) (done bool, err error) {
+	bytes := hostBytes(t)
+	if bytes == nil {
+		return false, nil
+	}
+	err = b.do(op, func() error { return cmp.Or(b.stream.Synchronize(), b.bus.stream.Synchronize()) })
+	if err == nil {
+		f(bytes)
+	}
+	return true, err
+}
+
 func (b *Backend) upload(op string, t ops.Tensor, src []byte) error {
+	if done, err := b.onHost(op, t, func(bytes []byte) { copy(bytes, src) }); done {
+		return err
+	}
 	to := cu.DevicePtr(address(t))
 	return b.do(op, func() error {
 		for len(src) > 0 {
@@ -110,6 +152,9 @@ func (b *Backend) upload(op string, t ops.Tensor, src []byte) error {
 // Read copies t into dst, after the work before it.
 func (b *Backend) Read(dst []byte, t ops.Tensor) error {
 	if err := ops.CheckCopy("Read", t, len(dst)); err != nil {
+		return err
+	}
+	if done, err := b.onHost("Read", t, func(bytes []byte) { copy(dst, bytes) }); done {
 		return err
 	}
 	from := cu.DevicePtr(address(t))
@@ -136,6 +181,9 @@ func (b *Backend) Read(dst []byte, t ops.Tensor) error {
 // Zero fills t with zeros.
 func (b *Backend) Zero(t ops.Tensor) {
 	if !b.begin(ops.CheckCopy("Zero", t, int(t.Bytes()))) {
+		return
+	}
+	if done, _ := b.onHost("Zero", t, func(bytes []byte) { clear(bytes) }); done {
 		return
 	}
 	_ = b.do("Zero", func() error { return cu.MemsetD8Async(cu.DevicePtr(address(t)), 0, t.Bytes(), b.stream) }) // kept as b.fault

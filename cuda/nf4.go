@@ -7,21 +7,31 @@ package cuda
 */
 import "C"
 
-import "qlora/model/ops"
+import (
+	"qlora/internal/nf4"
+	"qlora/model/ops"
+)
 
 // QuantNF4 quantises src as bitsandbytes does.
-func (b *Backend) QuantNF4(q ops.NF4, src ops.Tensor) {
+func (b *Backend) QuantNF4(q ops.Quantized, src ops.Tensor) {
 	if !b.begin(ops.CheckQuantNF4(q, src), stored("QuantNF4", "src", src, ops.BF16)) {
 		return
 	}
+	n := src.Len()
+	absmax := q.Absmax
+	if absmax.DType != ops.F32 {
+		absmax = b.work
+	}
 	b.launch("QuantNF4", func() C.qk_status {
-		return C.qk_nf4_quant(at(q.Codes), at(q.Absmax), at(q.Nested), at(q.Offset), at(src), C.int64_t(src.Len()),
-			at(b.work), b.workBytes(), b.onStream())
+		return C.qk_nf4_quant(at(q.Codes), at(absmax), at(src), C.int64_t(n), b.onStream())
 	}, q.Codes, src)
+	if q.Absmax.DType != ops.F32 {
+		b.quantiseAbsmax(q, b.work, int64((n+nf4.Block-1)/nf4.Block))
+	}
 }
 
 // DequantNF4 writes code·absmax.
-func (b *Backend) DequantNF4(dst ops.Tensor, q ops.NF4) {
+func (b *Backend) DequantNF4(dst ops.Tensor, q ops.Quantized) {
 	if !b.begin(ops.CheckDequantNF4(dst, q), stored("DequantNF4", "dst", dst, ops.BF16)) {
 		return
 	}

@@ -12,15 +12,12 @@ import (
 	"fmt"
 	"slices"
 
+	"qlora/cuda/sizes"
 	"qlora/model/ops"
 )
 
 // What Sample reads beside the logits lies at the front of the workspace: for each row how many ids the repetition
 // penalty is about and the row's number, then those ids. There is room for any one row's, and rows go in groups that fit.
-
-func contextBytes(V int) int64 { return aligned(4 * int64(2*sampleRows+contextIDs(V))) }
-
-func contextIDs(V int) int { return max(V, 1<<16) }
 
 // Sample draws one id for each row of logits. It waits for them: a row whose logits give no id is an error.
 func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
@@ -28,7 +25,7 @@ func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 		return
 	}
 	n, V := next.Len(), logits.Cols()
-	if room := contextBytes(V); b.work.Nil() || b.work.Bytes() < room {
+	if room := sizes.ContextBytes(V); b.work.Nil() || b.work.Bytes() < room {
 		b.fail(fmt.Errorf("cuda: Sample: the workspace has less than %d bytes: it was sized for fewer ids than %d", room, V))
 		return
 	}
@@ -40,9 +37,9 @@ func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 	}
 	for row := 0; row < n && b.begin(); {
 		group := sampleGroup{rows: 1, most: len(ids[row])}
-		for row+group.rows < n && group.rows < sampleRows {
+		for row+group.rows < n && group.rows < sizes.SampleRows {
 			most := max(group.most, len(ids[row+group.rows]))
-			if (group.rows+1)*most > contextIDs(V) {
+			if (group.rows+1)*most > sizes.ContextIDs(V) {
 				break
 			}
 			group = sampleGroup{group.rows + 1, most}
@@ -90,7 +87,7 @@ func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]
 		return
 	}
 	lens, sequence, context := at(front), at(front)+C.qk_ptr(4*g.rows), at(front)+C.qk_ptr(8*g.rows)
-	used := C.qk_ptr(contextBytes(logits.Cols()))
+	used := C.qk_ptr(sizes.ContextBytes(logits.Cols()))
 	args := C.qk_sampling{
 		temperature: C.double(a.Temperature), top_p: C.double(a.TopP), repetition_penalty: C.double(a.RepetitionPenalty),
 		top_k: C.int32_t(a.TopK), limit: C.int32_t(a.Limit), seed: C.uint32_t(a.Seed), step: C.uint32_t(a.Step),

@@ -8,18 +8,19 @@ package cuda
 import "C"
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math"
 	"time"
 
 	"gorgonia.org/cu"
 
+	"qlora/cuda/sizes"
+	"qlora/internal/nf4"
 	"qlora/model/ops"
 )
 
 // weight is a frozen matrix (Rows, Cols) bfloat16 in the arena, then its bias (Rows) float32, in the row order of
-// layout.go.
+// layout.go. In NF4 its parts lie one after the other as they are stored, and the dequantising kernel puts their rows in
+// order; see quantized.go.
 type weight struct {
 	spec ops.WeightSpec
 	mem  ops.Tensor
@@ -31,18 +32,10 @@ func (w *weight) Spec() ops.WeightSpec { return w.spec }
 // Bytes is the memory of the matrix and its bias.
 func (w *weight) Bytes() int64 { return weightBytes(w.spec) }
 
-func matrixBytes(s ops.WeightSpec) int64 {
-	return aligned(int64(s.Rows()) * int64(s.Cols) * ops.BF16.Size())
-}
+// weightBytes does not depend on the card.
+func weightBytes(s ops.WeightSpec) int64 { return sizes.Card{}.WeightBytes(s) }
 
-func weightBytes(s ops.WeightSpec) int64 {
-	if !s.Bias {
-		return matrixBytes(s)
-	}
-	return matrixBytes(s) + aligned(int64(s.Rows())*ops.F32.Size())
-}
-
-func aligned(n int64) int64 { return (n + ops.Align - 1) / ops.Align * ops.Align }
+func aligned(n int64) int64 { return sizes.Aligned(n) }
 
 // matrix and bias are where a weight's two parts start; there may be no bias.
 func (w *weight) matrix() ops.Tensor {
@@ -53,7 +46,9 @@ func (w *weight) bias() ops.Tensor {
 	if !w.spec.Bias {
 		return ops.Tensor{}
 	}
-	return ops.Tensor{Name: w.spec.Name + " bias", DType: ops.F32, Shape: []int{w.spec.Rows()}, Buf: w.mem.Buf, Off: w.mem.Off + matrixBytes(w.spec)}
+	without := w.spec
+	without.Bias = false
+	return ops.Tensor{Name: w.spec.Name + " bias", DType: ops.F32, Shape: []int{w.spec.Rows()}, Buf: w.mem.Buf, Off: w.mem.Off + weightBytes(without)}
 }
 
 // WeightBytes is what NewWeight fills of mem.
@@ -71,7 +66,7 @@ func (b *Backend) NewWeight(mem ops.Tensor, spec ops.WeightSpec, parts []ops.Sou
 	begun := time.Now()
 	w := &weight{spec, mem}
 	for p := range parts {
-		if err := b.copyPart(w, p, &parts[p]); err != nil {
+		if err := b.loadPart(w, p, &parts[p]); err != nil {
 			return nil, err
 		}
 	}
@@ -81,10 +76,32 @@ func (b *Backend) NewWeight(mem ops.Tensor, spec ops.WeightSpec, parts []ops.Sou
 		}
 	}
 	if parts[0].Random == nil {
-		b.loaded.Bytes += w.Bytes()
+		for _, p := range parts {
+			b.loaded.Bytes += sourceBytes(&p)
+		}
 		b.loaded.Time += time.Since(begun)
 	}
 	return w, nil
+}
+
+// sourceBytes is what is read of a part, of one in 32 bits as of one in 16.
+func sourceBytes(p *ops.Source) int64 {
+	if p.NF4 != nil {
+		return int64(nf4.CodeBytes(p.Rows * p.Cols))
+	}
+	return int64(p.Rows) * int64(p.Cols) * ops.BF16.Size()
+}
+
+// loadPart brings part p to its place.
+func (b *Backend) loadPart(w *weight, p int, from *ops.Source) error {
+	switch {
+	case w.spec.DType == ops.NF4:
+		return b.quantisePart(w, p, from)
+	case from.Random != nil:
+		b.makePart(w, p, from)
+		return nil
+	}
+	return b.copyPart(w, p, from)
 }
 
 // makePart makes part p on the card, from the stream of random numbers that it is.
@@ -101,58 +118,49 @@ func (b *Backend) makePart(w *weight, p int, from *ops.Source) {
 
 // copyPart copies part p.
 func (b *Backend) copyPart(w *weight, p int, from *ops.Source) error {
-	rowBytes, unit := from.Cols*int(ops.BF16.Size()), unit(w.spec, p)
-	block := slotBytes / rowBytes / unit * unit
-	if block == 0 {
-		return fmt.Errorf("cuda: weight %s: %d rows of %d columns do not fit the %d MiB of a copy", w.spec.Name, unit, from.Cols, slotBytes>>20)
-	}
-	if from.Random != nil {
-		b.makePart(w, p, from)
-		return nil
+	rowBytes := from.Cols * int(ops.BF16.Size())
+	if host := hostBytes(w.mem); host != nil { // plain, read where it stays
+		return b.named(w, from, readRows(host[:from.Rows*rowBytes], from, 0, from.Rows))
 	}
 	base := cu.DevicePtr(address(w.mem))
+	return b.eachBlock(w, from, unit(w.spec, p), slotBytes, func(s *slot, row, n int) error {
+		return s.sendStrips(base, strips(w.spec, p, row, n), rowBytes, b.stream)
+	})
+}
+
+// eachBlock reads the rows of a part into slots, in blocks of a multiple of unit rows and at most so many bytes, has send
+// copy each to the card, and then calls what is to be done with it there.
+func (b *Backend) eachBlock(w *weight, from *ops.Source, unit int, most int64, send func(s *slot, row, n int) error, then ...func(row, n int)) error {
+	rowBytes := from.Cols * int(ops.BF16.Size())
+	block := int(min(most, slotBytes)) / rowBytes / unit * unit
+	if block == 0 {
+		return fmt.Errorf("cuda: weight %s: %d rows of %d columns do not fit the %d MiB of a copy", w.spec.Name, unit, from.Cols, min(most, slotBytes)>>20)
+	}
 	for row := 0; row < from.Rows; row += block {
 		n := min(block, from.Rows-row)
 		var to *slot
 		if err := b.do("NewWeight", func() (err error) { to, err = b.staging.take(); return err }); err != nil {
 			return err
 		}
-		if err := b.readRows(to.bytes[:n*rowBytes], from, row, n); err != nil {
-			return fmt.Errorf("cuda: weight %s: %s: %w", w.spec.Name, from.Name, err)
-		}
-		err := b.do("NewWeight", func() error { return to.sendStrips(base, strips(w.spec, p, row, n), rowBytes, b.stream) })
-		if err != nil {
+		if err := b.named(w, from, readRows(to.bytes[:n*rowBytes], from, row, n)); err != nil {
 			return err
 		}
+		if err := b.do("NewWeight", func() error { return send(to, row, n) }); err != nil {
+			return err
+		}
+		for _, f := range then {
+			f(row, n)
+		}
 	}
 	return nil
 }
 
-// readRows reads n rows as bfloat16.
-func (b *Backend) readRows(dst []byte, from *ops.Source, row, n int) error {
-	if from.ReadBF16 != nil {
-		return from.ReadBF16(dst, row, n)
+// named says of which weight an error of a source is.
+func (b *Backend) named(w *weight, from *ops.Source, err error) error {
+	if err == nil {
+		return nil
 	}
-	if b.floats == nil {
-		b.floats = make([]float32, slotBytes/ops.BF16.Size())
-	}
-	values := b.floats[:n*from.Cols]
-	if err := from.ReadF32(values, row, n); err != nil {
-		return err
-	}
-	for i, v := range values {
-		binary.LittleEndian.PutUint16(dst[2*i:], bf16(v))
-	}
-	return nil
-}
-
-// bf16 rounds to the nearest bfloat16, ties to even. A NaN stays one.
-func bf16(v float32) uint16 {
-	bits := math.Float32bits(v)
-	if v != v {
-		return uint16(bits>>16) | 0x40
-	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
+	return fmt.Errorf("cuda: weight %s: %s: %w", w.spec.Name, from.Name, err)
 }
 
 // weight is w as this backend made it.

@@ -7,82 +7,30 @@ package cuda
 */
 import "C"
 
-import "qlora/model/ops"
+import (
+	"fmt"
 
-// How much of a run one launch takes at most, where an op can take it in pieces: more would cost memory, and gain nothing.
-const (
-	klRows       = 64
-	decodeTokens = 64
-	sampleRows   = 16
-	gradBytes    = 256 << 20
-	leastWork    = 1 << 20 // also for what no dimension of a run bounds
+	"qlora/cuda/sizes"
+	"qlora/model/ops"
 )
 
-// WorkspaceBytes is the most that any op within d takes, for they use it one after the other, and behind it what lasts as
-// long as a batch: the plan of attention's backward.
-func (b *Backend) WorkspaceBytes(d ops.Dims) int64 {
-	var most int64 = leastWork
-	err := b.do("WorkspaceBytes", func() error {
-		for _, bytes := range workOf(d) {
-			most = max(most, bytes)
-		}
-		return nil
-	})
-	if err != nil {
-		return 0 // kept as b.fault
-	}
-	return aligned(most) + planBytes(d)
-}
+// sizes is what memory takes on this card.
+func (b *Backend) sizes() sizes.Card { return sizes.Card{Multiprocessors: b.dev.Multiprocessors} }
 
-// planBytes is the plan of the largest batch of d.
-func planBytes(d ops.Dims) int64 {
-	if !d.Training {
-		return 0
-	}
-	return aligned(int64(C.qk_attention_plan_bytes(C.int32_t(d.T), C.int32_t(d.S), heads(ops.Heads{H: d.H, Hk: d.Hk, D: d.D}))))
-}
-
-// workOf is what each op takes for its largest launch within d.
-func workOf(d ops.Dims) []int64 {
-	i32 := func(n int) C.int32_t { return C.int32_t(n) }
-	h := heads(ops.Heads{H: d.H, Hk: d.Hk, D: d.D})
-	all := []int64{
-		int64(C.qk_head_loss_work(i32(d.N), i32(d.C), i32(d.V))),
-		int64(C.qk_kl_work(i32(min(d.N, klRows)), i32(d.V))),
-		contextBytes(d.V) + int64(C.qk_sample_work(sampleRows, i32(d.V))),
-		int64(C.qk_nf4_quant_work(C.int64_t(max(d.F, d.C)) * C.int64_t(d.C))),
-	}
-	if d.Context > 0 {
-		all = append(all, int64(C.qk_decode_attention_work(i32(min(d.T, decodeTokens)), h, i32(d.Context))))
-	}
-	if d.Training {
-		all = append(all, int64(C.qk_attention_bwd_work(i32(d.T), i32(d.S), h)), gradWork(d))
-	}
-	return all
-}
-
-// gradWork is what the gradients of the adapters take: all tokens at once unless that is more than gradBytes.
-func gradWork(d ops.Dims) int64 {
-	attention, feed := 2*d.C+2*(d.H+d.Hk)*d.D, 2*d.C // columns of x and dy of the adapters of each half of a layer
-	work := func(T int) int64 {
-		rank := C.int32_t(d.Rank)
-		return int64(max(
-			C.qk_lora_grad_work(C.int32_t(T), C.int64_t(attention), rank),
-			C.qk_lora_grad_work(ops.GradBlock, C.int64_t(attention+feed), rank),
-			C.qk_swiglu_bwd_work(C.int32_t(T), C.int32_t(d.F), C.int32_t(d.ModuleRank))))
-	}
-	T := d.T
-	for T > ops.GradBlock && work(T) > gradBytes {
-		T = (T/2 + ops.GradBlock - 1) / ops.GradBlock * ops.GradBlock
-	}
-	return work(T)
-}
+// WorkspaceBytes is the most that any op within d takes, and room for weights that are dequantised.
+func (b *Backend) WorkspaceBytes(d ops.Dims) int64 { return b.sizes().WorkspaceBytes(d) }
 
 // SetWorkspace gives the ops their memory.
 func (b *Backend) SetWorkspace(t ops.Tensor, d ops.Dims) {
-	scratch := int(t.Bytes() - planBytes(d))
-	b.work, b.plan = t.Slice("workspace", 0, scratch), t.Slice("attention plan", scratch, int(t.Bytes())-scratch)
-	b.planned = planned{}
+	w := b.sizes().WorkOf(d)
+	if t.Nil() || t.Bytes() < w.Bytes() {
+		b.fail(fmt.Errorf("cuda: a workspace of %v for ops that take %d bytes", t, w.Bytes()))
+		return
+	}
+	part := func(name string, at, bytes int64) ops.Tensor { return t.Slice(name, int(at), int(bytes)) }
+	b.work = part("workspace", 0, w.Ops)
+	b.dequant = [2]dequantised{{at: part("wide weight", w.Ops, w.Wide)}, {at: part("narrow weight", w.Ops+w.Wide, w.Narrow)}}
+	b.plan, b.planned = part("attention plan", w.Ops+w.Wide+w.Narrow, w.Plan), planned{}
 }
 
 // planned is what the plan in memory was made for.

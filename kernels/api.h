@@ -141,8 +141,9 @@ int64_t qk_attention_plan_bytes(int32_t T, int32_t S, qk_heads h);
 qk_status qk_attention_plan(qk_ptr plan, int64_t plan_bytes, qk_heads h, const qk_batch *b, qk_stream s);
 
 /* dqkv before rope and du_qkv = s*dqkv*B from d_o += mask*(du_o*A). Optional: du_o with lo, du_qkv with lqkv, cos with sin.
- * plan is that of the batch and heads. The work is for at most T tokens in at most S segments, on the current device. */
-int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h);
+ * plan is that of the batch and heads. The work is for at most T tokens in at most S segments, on a card of so many
+ * multiprocessors. */
+int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h, int32_t multiprocessors);
 qk_status qk_attention_bwd(qk_ptr dqkv, qk_ptr du_qkv, qk_ptr d_o, qk_ptr du_o, qk_ptr o, qk_ptr lse, qk_ptr qkv,
                            qk_ptr cos, qk_ptr sin, qk_heads h, const qk_lora *lo, const qk_lora *lqkv, const qk_batch *b,
                            qk_ptr plan, qk_ptr work, int64_t work_bytes, qk_stream s, int32_t variant);
@@ -226,13 +227,43 @@ qk_status qk_sample(qk_ptr next, qk_ptr logits, qk_ptr context, qk_ptr context_l
                     const qk_sampling *a, int32_t n, int32_t V, int32_t context_cap, qk_ptr work, int64_t work_bytes,
                     qk_stream s);
 
-/* bitsandbytes' NF4, blocks of 64; absmax uint8 with nested, offset, or float32 with nested = offset = 0. src, dst (n)
- * bf16. The work is needed for the former alone. */
-int64_t qk_nf4_quant_work(int64_t n);
-qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, qk_ptr src, int64_t n, qk_ptr work,
-                       int64_t work_bytes, qk_stream s);
+/* ---- NF4 ---------------------------------------------------------------------------------------- */
+
+/* bitsandbytes' NF4, blocks of 64. codes (ceil(n/2)), absmax float32 (ceil(n/64)) of src (n) bf16: a piece of a tensor, from a
+ * multiple of 64 on, or all of it. */
+qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr src, int64_t n, qk_stream s);
+
+/* Double quantisation: absmax8 uint8 (blocks), nested float32 (ceil(blocks/256)), offset float32 (1) from the float32 absmax of a
+ * whole tensor. */
+int64_t qk_nf4_absmax_work(int64_t blocks);
+qk_status qk_nf4_absmax(qk_ptr absmax8, qk_ptr nested, qk_ptr offset, qk_ptr absmax, int64_t blocks, qk_ptr work,
+                        int64_t work_bytes, qk_stream s);
+
+/* dst (n) bf16 = code * absmax; absmax uint8 with nested, offset, or float32 with nested = offset = 0. */
 qk_status qk_nf4_dequant(qk_ptr dst, qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, int64_t n,
                          qk_stream s);
+
+/* A part of a fused weight (rows, cols) as it is stored, its rows in the order of its checkpoint. */
+typedef struct qk_nf4_part {
+  qk_ptr codes, absmax, nested, offset;
+  int32_t rows;
+} qk_nf4_part;
+
+/* A fused weight in NF4. h is read for QKV alone. Limits: cols % 64 == 0, each part divisible by 8 rows. */
+typedef struct qk_nf4_weight {
+  int32_t n, kind;
+  qk_heads h;
+  int32_t cols;
+  qk_nf4_part part[QK_MAX_MODULES];
+} qk_nf4_weight;
+
+/* dst (rows of all parts, cols) bf16 = the weight, its rows in the order of this file's products. */
+qk_status qk_nf4_dequant_weight(qk_ptr dst, const qk_nf4_weight *w, qk_stream s);
+
+/* qk_linear_fwd of at most 8 tokens with a weight in NF4, which is read as it is stored: for inference alone, as variant 3. The
+ * values of W are those that qk_nf4_dequant_weight writes. */
+qk_status qk_linear_nf4(qk_ptr y, qk_ptr x, const qk_nf4_weight *w, qk_ptr bias, qk_ptr u, const qk_lora *l, qk_ptr residual,
+                        qk_ptr cos, qk_ptr sin, qk_heads h, const qk_batch *b, int32_t M, qk_stream s);
 
 #ifdef __cplusplus
 }

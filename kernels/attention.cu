@@ -36,10 +36,8 @@ extern "C" {
 int64_t qk_attention_plan_bytes(int32_t T, int32_t S, qk_heads h) {
   return attention_work(nullptr, nullptr, T, S, h.H, h.Hk, h.D, 1).plan_bytes;
 }
-int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h) {
-  qk_device device;
-  if (qk_current_device(&device, "qk_attention_bwd_work")) return 0;
-  return attention_work(nullptr, nullptr, T, S, h.H, h.Hk, h.D, device.multiprocessors).bytes;
+int64_t qk_attention_bwd_work(int32_t T, int32_t S, qk_heads h, int32_t multiprocessors) {
+  return attention_work(nullptr, nullptr, T, S, h.H, h.Hk, h.D, multiprocessors).bytes;
 }
 
 qk_status qk_attention_plan(qk_ptr plan, int64_t plan_bytes, qk_heads h, const qk_batch *b, qk_stream s) {

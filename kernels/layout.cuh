@@ -26,12 +26,25 @@ QK_LAYOUT int part_place(const qk_lora &, const qk_module &m, int64_t column) {
   return column >= m.row && column < (int64_t)m.row + m.rows ? (int)(column - m.row) : -1;
 }
 
-/* The part's own row at place c: q and k have the halves of each head interleaved, so that rope pairs lie side by side. */
-QK_LAYOUT int own_row(const qk_lora &l, const qk_module &m, int c) {
-  const int D = l.h.D;
-  if (l.kind != QK_QKV || m.row >= (l.h.H + l.h.Hk) * D) return c;
+/* The own row of q or k at place c: the halves of each head are interleaved, so that rope pairs lie side by side. */
+QK_LAYOUT int rope_row(int c, int D) {
   const int head = c / D, d = c % D;
   return head * D + d / 2 + (d % 2 ? D / 2 : 0);
+}
+
+/* The part's own row at place c. */
+QK_LAYOUT int own_row(const qk_lora &l, const qk_module &m, int c) {
+  return l.kind != QK_QKV || m.row >= (l.h.H + l.h.Hk) * l.h.D ? c : rope_row(c, l.h.D);
+}
+
+/* The part of a weight in NF4, and its own row, that makes column n of the fused weight's output. */
+struct nf4_row {
+  int part, row;
+};
+QK_LAYOUT nf4_row nf4_row_of(const qk_nf4_weight &w, int n) {
+  int part = 0;
+  while (part + 1 < w.n && n >= w.part[part].rows) n -= w.part[part++].rows;
+  return {part, w.kind == QK_QKV && part < 2 ? rope_row(n, w.h.D) : n};
 }
 
 /* B' of module m, (R, places of its part), in pack_bt; in elements. */

@@ -4,13 +4,15 @@ Math    y = x * W' + bias + u * L' + residual, then rope;  or logits = x * W' in
 Shapes  x (M,K), W (N,K), u (M,R), L (N,R), y, residual (M,N) bf16; bias (N) f32        Limits  M <= 8, K % 8 == 0
 Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
         the others.
-Bound   memory: W once
+Bound   memory: W once, in 16 bits or in NF4, whose values are those of nf4.cu
 Form    A block of 8 warps takes 16 rows of W, its warps in turn 32 columns: mma.sync with W's rows as rows and tokens as n,
         on fragments loaded straight from memory (mma.cuh), so that every byte of W is read once, 16 at a time, and no
-        shared memory stands between. Four steps of 3 loads a lane are in flight.
+        shared memory stands between. Four steps of 3 loads a lane are in flight. NF4: a step is a block of 64 columns,
+        decoded through tables in shared memory, a load of them an element: on a Hopper card that is the bound.
 Oracle  model/cpu/linear.go, headloss.go */
 #include "matvec.cuh"
 #include "mma.cuh"
+#include "nf4.cuh"
 
 constexpr int matvec_warps = 8, matvec_rows = 16;
 
@@ -28,26 +30,13 @@ QK_DEVICE float matvec_rest(const linear_problem &p, int64_t token, int64_t row)
   return p.residual ? y + __bfloat162float(p.residual[token * p.N + row]) : y;
 }
 
-template <bool Logits>
-__global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_constant__ matvec_problem problem) {
-  take_turn();
-  __shared__ float sums[matvec_warps][matvec_max_tokens][matvec_rows];
+/* Sums of the block's rows of W with the tokens: a lane's, of rows i and i + 8, tokens 2q and 2q + 1. */
+typedef float matvec_sums[matvec_warps][matvec_max_tokens][matvec_rows];
+
+/* Adds up the warps, and writes what belongs to them. */
+template <bool Logits> QK_DEVICE void matvec_finish(const matvec_problem &problem, matvec_sums &sums, const float (&d)[4]) {
   const linear_problem &p = problem.linear;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
-  const int64_t row = (int64_t)blockIdx.x * matvec_rows + i;
-  const bf16 *w0 = p.b + row * p.K, *w1 = w0 + 8 * (int64_t)p.K;
-  const bool in0 = row < p.N, in1 = row + 8 < p.N, in_x = i < p.M;
-  const bf16 *x = p.a + (int64_t)(Logits ? (in_x ? __ldg(problem.rows + i) : 0) : i) * p.K;
-
-  float d[4] = {};
-#pragma unroll 4
-  for (int base = warp * 32; base < p.K; base += matvec_warps * 32) {
-    const int k = base + 8 * q;
-    const uint4 a = load16(w0 + k, in0 && k < p.K), b = load16(w1 + k, in1 && k < p.K), v = load16(x + k, in_x && k < p.K);
-    mma_k16(d, a.x, b.x, a.y, b.y, v.x, v.y);
-    mma_k16(d, a.z, b.z, a.w, b.w, v.z, v.w);
-  }
-  // Rows i and i + 8 of W, tokens 2q and 2q + 1.
   sums[warp][2 * q][i] = d[0], sums[warp][2 * q + 1][i] = d[1];
   sums[warp][2 * q][i + 8] = d[2], sums[warp][2 * q + 1][i + 8] = d[3];
   __syncthreads();
@@ -71,12 +60,83 @@ __global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_
   p.c[token * (int64_t)p.N + n] = __float2bfloat16(r % 2 ? odd : even);
 }
 
+template <bool Logits>
+__global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_constant__ matvec_problem problem) {
+  take_turn();
+  __shared__ matvec_sums sums;
+  const linear_problem &p = problem.linear;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
+  const int64_t row = (int64_t)blockIdx.x * matvec_rows + i;
+  const bf16 *w0 = p.b + row * p.K, *w1 = w0 + 8 * (int64_t)p.K;
+  const bool in0 = row < p.N, in1 = row + 8 < p.N, in_x = i < p.M;
+  const bf16 *x = p.a + (int64_t)(Logits ? (in_x ? __ldg(problem.rows + i) : 0) : i) * p.K;
+
+  float d[4] = {};
+#pragma unroll 4
+  for (int base = warp * 32; base < p.K; base += matvec_warps * 32) {
+    const int k = base + 8 * q;
+    const uint4 a = load16(w0 + k, in0 && k < p.K), b = load16(w1 + k, in1 && k < p.K), v = load16(x + k, in_x && k < p.K);
+    mma_k16(d, a.x, b.x, a.y, b.y, v.x, v.y);
+    mma_k16(d, a.z, b.z, a.w, b.w, v.z, v.w);
+  }
+  matvec_finish<Logits>(problem, sums, d);
+}
+
+/* A row of W in NF4. */
+struct matvec_codes {
+  const qk_nf4_part *part;
+  const uint2 *codes;
+  int64_t block;  // the row's first
+  QK_DEVICE_MEMBER matvec_codes(const qk_nf4_weight &w, int64_t row) {
+    const nf4_row at = nf4_row_of(w, (int)row);
+    part = w.part + at.part;
+    block = (int64_t)at.row * (w.cols / nf4_block);
+    codes = (const uint2 *)part->codes + block * (nf4_block / 16);
+  }
+};
+
+/* A step is one block of NF4, 16 columns a lane. */
+__global__ void __launch_bounds__(matvec_warps * 32)
+    matvec_nf4_kernel(const __grid_constant__ matvec_problem problem, const __grid_constant__ qk_nf4_weight w) {
+  take_turn();
+  __shared__ matvec_sums sums;
+  __shared__ nf4_tables tables;
+  const linear_problem &p = problem.linear;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
+  const int64_t row = (int64_t)blockIdx.x * matvec_rows + i;  // N is divisible by 8: rows beyond it are whole halves of the block
+  const bool in1 = row + 8 < p.N, in_x = i < p.M;
+  const matvec_codes r0(w, row), r1(w, in1 ? row + 8 : row);
+  const bf16 *x = p.a + (int64_t)i * p.K + 16 * q;
+  tables.fill();
+  __syncthreads();
+
+  float d[4] = {};
+#pragma unroll 4
+  for (int block = warp; block < p.K / nf4_block; block += matvec_warps) {
+    const uint2 c0 = __ldg(r0.codes + block * 4 + q), c1 = __ldg(r1.codes + block * 4 + q);
+    const uint4 v0 = load16(x + block * nf4_block, in_x), v1 = load16(x + block * nf4_block + 8, in_x);
+    const float s0 = tables.absmax(*r0.part, r0.block + block), s1 = tables.absmax(*r1.part, r1.block + block);
+    const uint4 a0 = tables.eight(c0.x, s0), b0 = tables.eight(c1.x, s1), a1 = tables.eight(c0.y, s0), b1 = tables.eight(c1.y, s1);
+    mma_k16(d, a0.x, b0.x, a0.y, b0.y, v0.x, v0.y);
+    mma_k16(d, a0.z, b0.z, a0.w, b0.w, v0.z, v0.w);
+    mma_k16(d, a1.x, b1.x, a1.y, b1.y, v1.x, v1.y);
+    mma_k16(d, a1.z, b1.z, a1.w, b1.w, v1.z, v1.w);
+  }
+  matvec_finish<false>(problem, sums, d);
+}
+
 static unsigned matvec_blocks(int N) { return (unsigned)((N + matvec_rows - 1) / matvec_rows); }
 
 qk_status matvec_linear(const linear_problem &p, cudaStream_t stream) {
   if (p.M > matvec_max_tokens || p.b_n_inner) return qk_fail(QK_BAD_ARGUMENT, "%s: a matrix-vector product of %d tokens", p.name, p.M);
   const matvec_problem problem = {p, nullptr, nullptr};
   return qk_launch(p.name, matvec_kernel<false>, matvec_blocks(p.N), matvec_warps * 32, stream, problem);
+}
+
+qk_status matvec_nf4(const linear_problem &p, const qk_nf4_weight &w, cudaStream_t stream) {
+  if (p.M < 1 || p.M > matvec_max_tokens) return qk_fail(QK_BAD_ARGUMENT, "%s: a matrix-vector product of %d tokens; 1 to %d", p.name, p.M, matvec_max_tokens);
+  const matvec_problem problem = {p, nullptr, nullptr};
+  return qk_launch(p.name, matvec_nf4_kernel, matvec_blocks(p.N), matvec_warps * 32, stream, problem, w);
 }
 
 qk_status matvec_logits(const char *name, float *logits, const bf16 *xn, const int32_t *rows, const bf16 *w, int n, int V, int C,

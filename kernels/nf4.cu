@@ -7,46 +7,15 @@ Shapes  src, dst (n) bf16; codes (n/2) u8, the even element in the high nibble; 
 Numeric bit for bit what bitsandbytes stores when it quantises on the processor: each operation rounds as there, and the mean
         adds in the order of torch's vectorised sum. Products are not fused with sums.
 Bound   memory: 2.5 bytes an element either way
-Form    A half warp a block of 64, four elements a lane. The mean's lowest level, runs of 2^power numbers, is summed in
-        parallel; its 32 chains then add up the runs.
+Form    Quantise: a half warp a block of 64, four elements a lane. The mean's lowest level, runs of 2^power numbers, is summed
+        in parallel; its 32 chains then add up the runs. Dequantise a weight: its parts are stored apart, each in the order of
+        its checkpoint, and rows are read from where they are and written to where the products want them.
 Oracle  model/cpu/nf4.go */
 #include "mma.cuh"
+#include "nf4.cuh"
 #include "status.h"
 
-constexpr int nf4_block = 64, nested_block = 256, nf4_threads = 256;
-
-__constant__ const float nf4_code[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
-    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
-};
-
-/* bitsandbytes' dynamic map for the 8-bit absmax: seven decades of growing precision, either sign, made as there from
-torch.linspace(0.1, 1, items + 1), which steps from the nearer end. */
-struct nested_map {
-  float code[256];
-  static constexpr float boundary(int i, int items) {
-    const double from = 0.1f, to = 1, step = (float)(to - from) / (float)items;
-    return i < (items + 1) / 2 ? (float)(from + step * i) : (float)(to - step * (items - i));
-  }
-  constexpr nested_map() : code() {
-    const float power[7] = {1e-6f, 1e-5f, 1e-4f, 1e-3f, 1e-2f, 1e-1f, 1};
-    int n = 0;
-    for (int decade = 0; decade < 7; decade++)
-      for (int i = 0, items = 1 << decade; i < items; i++) {
-        const float x = power[decade] * ((boundary(i, items) + boundary(i + 1, items)) / 2);
-        code[n++] = x, code[n++] = -x;
-      }
-    code[n++] = 0, code[n++] = 1;
-    for (int i = 1; i < 256; i++)  // by insertion: once, by the compiler
-      for (int j = i; j > 0 && code[j - 1] > code[j]; j--) {
-        const float x = code[j];
-        code[j] = code[j - 1], code[j - 1] = x;
-      }
-  }
-};
-__constant__ const nested_map nested_codes = {};
-static_assert(nested_map().code[255] == 1 && nested_map().code[127] == 0, "127 negative codes, 0, 128 positive ones");
+constexpr int nf4_threads = 256;
 
 /* The code nearest to x; a tie takes the lower one. */
 QK_DEVICE uint32_t nf4_nearest(float x) {
@@ -173,59 +142,108 @@ __global__ void __launch_bounds__(nested_block)
 
 /* ---- Dequantise: eight elements a thread. */
 
-__global__ void __launch_bounds__(nf4_threads)
-    nf4_dequant_kernel(bf16 *dst, const uint8_t *codes, const void *absmax, const float *nested, const float *offset, int64_t n) {
-  __shared__ float code[16];
-  if (threadIdx.x < 16) code[threadIdx.x] = nf4_code[threadIdx.x];
+__global__ void __launch_bounds__(nf4_threads) nf4_dequant_kernel(bf16 *dst, const qk_nf4_part p, int64_t n) {
+  __shared__ nf4_tables tables;
+  tables.fill();
   __syncthreads();
-  const int64_t first = ((int64_t)blockIdx.x * nf4_threads + threadIdx.x) * 8, block = first / nf4_block;
+  const int64_t first = ((int64_t)blockIdx.x * nf4_threads + threadIdx.x) * 8;
   if (first >= n) return;
-  const float scale = nested ? __fadd_rn(__fmul_rn(nested_codes.code[((const uint8_t *)absmax)[block]], __ldg(nested + block / nested_block)), __ldg(offset))
-                             : ((const float *)absmax)[block];
-  float x[8];
+  const float absmax = tables.absmax(p, first / nf4_block);
+  const uint8_t *codes = (const uint8_t *)p.codes;
   if (first + 8 <= n) {
-    const uint32_t v = __ldg((const uint32_t *)(codes + first / 2));
-#pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = code[v >> (i / 2 * 8 + (i % 2 ? 0 : 4)) & 15] * scale;
-    *(uint4 *)(dst + first) = pack8(x);
+    *(uint4 *)(dst + first) = tables.eight(__ldg((const uint32_t *)(codes + first / 2)), absmax);
     return;
   }
-  for (int64_t i = first; i < n; i++) dst[i] = __float2bfloat16(code[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * scale);
+  for (int64_t i = first; i < n; i++) dst[i] = __float2bfloat16(tables.code[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax);
+}
+
+/* A whole weight, row by row of its own order: four times eight elements a thread, so that four loads are in flight. Units are
+counted over all rows: fewer than 2^31 of them. */
+constexpr int weight_units = 4;
+
+__global__ void __launch_bounds__(nf4_threads) nf4_dequant_weight_kernel(uint4 *dst, const __grid_constant__ qk_nf4_weight w, uint32_t units) {
+  take_turn();
+  __shared__ nf4_tables tables;
+  const uint32_t per_row = w.cols / 8, first = blockIdx.x * (weight_units * nf4_threads) + threadIdx.x;
+  uint32_t codes[weight_units];
+  int part[weight_units];
+  int64_t block[weight_units];
+#pragma unroll
+  for (int i = 0; i < weight_units; i++) {
+    const uint32_t unit = first + i * nf4_threads;
+    if (unit >= units) continue;
+    const uint32_t row = unit / per_row;
+    const nf4_row at = nf4_row_of(w, row);
+    const int64_t own = (int64_t)at.row * per_row + (unit - row * per_row);
+    part[i] = at.part, block[i] = own / (nf4_block / 8);
+    codes[i] = __ldg((const uint32_t *)w.part[at.part].codes + own);
+  }
+  tables.fill();
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < weight_units; i++) {
+    const uint32_t unit = first + i * nf4_threads;
+    if (unit < units) dst[unit] = tables.eight(codes[i], tables.absmax(w.part[part[i]], block[i]));
+  }
 }
 
 static int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t nf4_blocks(int64_t n) { return ceil_divide(n, nf4_block); }
+
+qk_status nf4_check(const char *name, const qk_nf4_weight *w) {
+  if (!w || w->n < 1 || w->n > QK_MAX_MODULES) return qk_fail(QK_BAD_ARGUMENT, "%s: a weight of %d parts; 1 to %d", name, w ? w->n : 0, QK_MAX_MODULES);
+  if (w->cols < nf4_block || w->cols % nf4_block) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns; NF4 takes multiples of %d", name, w->cols, nf4_block);
+  for (int i = 0; i < w->n; i++) {
+    const qk_nf4_part &p = w->part[i];
+    if (p.rows < 8 || p.rows % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: part %d has %d rows; they must be divisible by 8", name, i, p.rows);
+    if (!p.nested != !p.offset) return qk_fail(QK_BAD_ARGUMENT, "%s: part %d: nested and offset go together", name, i);
+    if (p.codes % 16) return qk_fail(QK_BAD_ARGUMENT, "%s: part %d: codes at %p are not aligned to 16 bytes", name, i, (void *)p.codes);
+  }
+  if (w->kind == QK_QKV && (w->n != 3 || w->h.D < 2 || w->h.D % 2)) return qk_fail(QK_BAD_ARGUMENT, "%s: q, k and v of heads of %d in %d parts", name, w->h.D, w->n);
+  return QK_OK;
+}
 
 extern "C" {
 
-/* Absmax in float32, and the runs' sums. */
-int64_t qk_nf4_quant_work(int64_t n) { return (nf4_blocks(n) + nf4_blocks(n) / 16 + 64) * (int64_t)sizeof(float); }
+qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr src, int64_t n, qk_stream s) {
+  if (n < 1) return qk_fail(QK_BAD_ARGUMENT, "qk_nf4_quant: %lld elements", (long long)n);
+  nf4_quant_kernel<<<(unsigned)ceil_divide(n, 4 * nf4_threads), nf4_threads, 0, (cudaStream_t)s>>>((uint8_t *)codes, (float *)absmax, (const bf16 *)src, n);
+  return qk_launched("qk_nf4_quant", cudaGetLastError());
+}
 
-qk_status qk_nf4_quant(qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, qk_ptr src, int64_t n, qk_ptr work,
-                       int64_t work_bytes, qk_stream s) {
-  const char *name = "qk_nf4_quant";
-  if (n < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld elements", name, (long long)n);
-  if (!nested != !offset) return qk_fail(QK_BAD_ARGUMENT, "%s: nested and offset go together", name);
-  if (nested && work_bytes < qk_nf4_quant_work(n)) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; at least %lld", name, (long long)work_bytes, (long long)qk_nf4_quant_work(n));
+/* The runs' sums. */
+int64_t qk_nf4_absmax_work(int64_t blocks) { return (blocks / 16 + 64) * (int64_t)sizeof(float); }
+
+qk_status qk_nf4_absmax(qk_ptr absmax8, qk_ptr nested, qk_ptr offset, qk_ptr absmax, int64_t blocks, qk_ptr work, int64_t work_bytes, qk_stream s) {
+  const char *name = "qk_nf4_absmax";
+  if (blocks < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld blocks", name, (long long)blocks);
+  if (work_bytes < qk_nf4_absmax_work(blocks)) return qk_fail(QK_BAD_ARGUMENT, "%s: %lld bytes of work; at least %lld", name, (long long)work_bytes, (long long)qk_nf4_absmax_work(blocks));
   const auto stream = (cudaStream_t)s;
-  const int64_t blocks = nf4_blocks(n);
-  float *values = (float *)(nested ? work : absmax), *sums = values + blocks;
-  nf4_quant_kernel<<<(unsigned)ceil_divide(n, 4 * nf4_threads), nf4_threads, 0, stream>>>((uint8_t *)codes, values, (const bf16 *)src, n);
-  if (nested) {
-    const mean_shape shape(blocks);
-    if (shape.runs)
-      mean_runs_kernel<<<(unsigned)ceil_divide(shape.runs * shape.chains(), nf4_threads), nf4_threads, 0, stream>>>(sums, values, shape);
-    mean_kernel<<<1, 32, 0, stream>>>((float *)offset, sums, values, shape);
-    nested_quant_kernel<<<(unsigned)ceil_divide(blocks, nested_block), nested_block, 0, stream>>>((uint8_t *)absmax, (float *)nested, values, (const float *)offset, blocks);
-  }
+  const auto values = (const float *)absmax;
+  float *sums = (float *)work;
+  const mean_shape shape(blocks);
+  if (shape.runs)
+    mean_runs_kernel<<<(unsigned)ceil_divide(shape.runs * shape.chains(), nf4_threads), nf4_threads, 0, stream>>>(sums, values, shape);
+  mean_kernel<<<1, 32, 0, stream>>>((float *)offset, sums, values, shape);
+  nested_quant_kernel<<<(unsigned)ceil_divide(blocks, nested_block), nested_block, 0, stream>>>((uint8_t *)absmax8, (float *)nested, values, (const float *)offset, blocks);
   return qk_launched(name, cudaGetLastError());
 }
 
 qk_status qk_nf4_dequant(qk_ptr dst, qk_ptr codes, qk_ptr absmax, qk_ptr nested, qk_ptr offset, int64_t n, qk_stream s) {
   if (n < 1) return qk_fail(QK_BAD_ARGUMENT, "qk_nf4_dequant: %lld elements", (long long)n);
   if (!nested != !offset) return qk_fail(QK_BAD_ARGUMENT, "qk_nf4_dequant: nested and offset go together");
-  nf4_dequant_kernel<<<(unsigned)ceil_divide(n, 8 * nf4_threads), nf4_threads, 0, (cudaStream_t)s>>>((bf16 *)dst, (const uint8_t *)codes, (const void *)absmax, (const float *)nested, (const float *)offset, n);
+  const qk_nf4_part p = {codes, absmax, nested, offset, 0};
+  nf4_dequant_kernel<<<(unsigned)ceil_divide(n, 8 * nf4_threads), nf4_threads, 0, (cudaStream_t)s>>>((bf16 *)dst, p, n);
   return qk_launched("qk_nf4_dequant", cudaGetLastError());
+}
+
+qk_status qk_nf4_dequant_weight(qk_ptr dst, const qk_nf4_weight *w, qk_stream s) {
+  const char *name = "qk_nf4_dequant_weight";
+  if (const qk_status status = nf4_check(name, w)) return status;
+  int64_t rows = 0;
+  for (int i = 0; i < w->n; i++) rows += w->part[i].rows;
+  const int64_t units = rows * (w->cols / 8);
+  if (units > INT32_MAX) return qk_fail(QK_BAD_ARGUMENT, "%s: a weight of %lld elements", name, (long long)units * 8);
+  return qk_launch(name, nf4_dequant_weight_kernel, (unsigned)ceil_divide(units, weight_units * nf4_threads), nf4_threads, (cudaStream_t)s, (uint4 *)dst, *w, (uint32_t)units);
 }
 
 }  // extern "C"

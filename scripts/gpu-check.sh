@@ -14,6 +14,9 @@
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
 #   use          what train made: blends, switched in a conversation; a batch gone on with; merged; measured against its base
 #   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
+#   memory       7B, 14B and 32B within budgets, a ballast taking the rest of the card: speed, bits, and memory as planned
+#   long         7B in NF4 within 23 GiB on rows of 65,536 and 131,072 tokens
+#   load         a 7B model read from the page cache (takes 16 GB of disk below TMPDIR)
 #
 #   OUT    where results go: results/<card>/<date>-<commit> otherwise
 #   MODEL  the model of the stages model and train: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
@@ -267,6 +270,106 @@ stage_use() {
   check "measured against its base" measured
 }
 
+# ballast MIB: another process takes the card but so many MiB, until let_go.
+ballast() {
+  rm -f "$work/hold"
+  mkfifo "$work/hold"
+  $tests -test.run '^TestCardBallast$' -test.timeout 0 -leave $(($1 << 20)) < "$work/hold" > "$work/ballast" 2>&1 &
+  held=$!
+  exec 9> "$work/hold"
+  until grep -q '^ballast: ' "$work/ballast"; do
+    kill -0 $held 2> /dev/null || { cat "$work/ballast"; exec 9>&-; return 1; }
+    sleep 0.1
+  done
+  grep '^ballast: ' "$work/ballast"
+}
+let_go() { exec 9>&-; wait $held; }
+
+# number FILE KEY: a number of a JSON file.
+number() { sed -n "s/.*\"$2\": \([0-9.e+-]*\).*/\1/p" "$1" | head -1; }
+
+# fit NAME MIB TOKENS/S FLAGS...: trains random weights within a process of so many MiB (0: the whole card) that a ballast
+# leaves, at no less than so many tokens/s. Its memory.json and log go to OUT/fits.
+fit() {
+  local name=$1 budget=$2 least=$3 status
+  shift 3
+  [ "$budget" -eq 0 ] || { ballast "$budget" && set -- "$@" --vram_budget "${budget}MiB"; } || return 1
+  bounded $qlora sft --backend cuda --random_weights --gradient_accumulation_steps 1 --report_to none --logging_steps 1 \
+    --save_strategy steps --save_steps 1000 --output_dir "$work/$name" --add_version false "$@" 9>&-
+  status=$?
+  [ "$budget" -eq 0 ] || let_go || status=1
+  [ $status -eq 0 ] || return $status
+  mkdir -p "$out/fits"
+  cp "$work/$name/memory.json" "$out/fits/$name.json"
+  cp "$work/$name/logging.jsonl" "$out/fits/$name.jsonl"
+  awk -v rate="$(number "$out/fits/$name.json" tokens_per_second)" -v least="$least" -v block="$(number "$out/fits/$name.json" block_bytes)" \
+    -v process="$(number "$out/fits/$name.json" process_measured_bytes)" -v budget="$budget" 'BEGIN {
+      printf "%.0f tokens/s (at least %d), block %.2f GiB, process %.2f GiB of %.2f\n", rate, least, block / 2^30, process / 2^30, budget / 2^10
+      exit !(rate >= least && (budget == 0 || process <= budget * 2^20)) }'
+}
+nf4() { fit "$1" "$2" "$3" --quant_method bnb --quant_bits 4 "${@:4}"; }
+
+# adapters NAME NAME: both runs learnt the same.
+adapters() { same "$(ls "$work/$1"/checkpoint-*/adapter_model.safetensors)" "$(ls "$work/$2"/checkpoint-*/adapter_model.safetensors)"; }
+
+# refused: a run that fits nowhere is refused with status 6, and with what fits.
+refused() {
+  bounded $qlora sft --backend cuda --random_weights --model qwen2.5-7b --dataset random:2048x1 --vram_budget 6GiB --save_strategy no --output_dir "$work/refused"
+  [ $? -eq 6 ] && echo "refused, as it should be"
+}
+
+seven="--model qwen2.5-7b --dataset random:2048x12"
+
+# Budgets of an arena of 18, 12.1 and 6.2 GiB are 640 MiB larger: what the process may take beside it (model/plan, Context).
+stage_memory() {
+  check "memory on the card" passed -test.run '^TestCard(Memory|Ballast|Sizes|HostMemory|HostTable|NF4Weight)$'
+  check "as planned, bf16" fit planned-bf16 0 0 --model qwen2.5-7b --dataset random:2048x3 --check_memory
+  check "as planned, NF4" nf4 planned-nf4 0 0 --model qwen2.5-7b --dataset random:2048x3 --check_memory
+  check "7B bf16 2x2048" fit 7b-bf16-2x2048 0 0 --model qwen2.5-7b --dataset random:2048x24 --per_device_train_batch_size 2
+  check "7B bf16 1x2048 in 23 GiB" fit 7b-bf16-1x2048 23552 0 $seven
+  check "7B NF4 2x2048 in 18 GiB" nf4 7b-nf4-2x2048 19072 15700 --model qwen2.5-7b --dataset random:2048x24 --per_device_train_batch_size 2
+  check "7B NF4 1x2048" nf4 7b-nf4-1x2048 0 0 $seven
+  local budget
+  for budget in 16384 13030 12288 8192 6988 6400; do
+    check "7B NF4 1x2048 in $budget MiB" nf4 7b-nf4-1x2048-$budget $budget 0 $seven &&
+      check "the same bits in $budget MiB" adapters 7b-nf4-1x2048 7b-nf4-1x2048-$budget
+  done
+  check "7B bf16 in 6 GiB" refused
+  check "14B NF4 1x4096 in 23 GiB" nf4 14b-nf4-1x4096 23552 0 --model qwen2.5-14b --dataset random:4096x6
+  check "32B NF4 1x2048 in 23 GiB" nf4 32b-nf4-1x2048 23552 2800 --model qwen2.5-32b --dataset random:2048x8
+}
+
+stage_long() {
+  check "65,536 tokens in 23 GiB" nf4 7b-nf4-1x65536 23552 4500 --model qwen2.5-7b --dataset random:65536x3 --max_length 65536 &&
+    check "65,536 tokens" nf4 7b-nf4-1x65536-free 0 0 --model qwen2.5-7b --dataset random:65536x3 --max_length 65536 &&
+    check "65,536 tokens, the same bits" adapters 7b-nf4-1x65536 7b-nf4-1x65536-free
+  check "131,072 tokens in 23 GiB" nf4 7b-nf4-1x131072 23552 0 --model qwen2.5-7b --dataset random:131072x2 --max_length 131072
+}
+
+# loaded NAME FLAGS...: the first step of a 7B model from the page cache is done within 6 s, and read at 80 % of what cat gives.
+loaded() {
+  local name=$1 begun=$EPOCHREALTIME bytes
+  shift
+  cat "$work"/big/*.safetensors > /dev/null
+  local cat=$EPOCHREALTIME
+  bytes=$(cat "$work"/big/*.safetensors | wc -c)
+  bounded $qlora sft --backend cuda --model "$work/big" --dataset random:2048x1 --gradient_accumulation_steps 1 --report_to none --save_strategy no \
+    --output_dir "$work/$name" --add_version false "$@" || return
+  mkdir -p "$out/fits"
+  cp "$work/$name/memory.json" "$out/fits/$name.json"
+  awk -v a="$begun" -v b="$cat" -v bytes="$bytes" -v first="$(number "$out/fits/$name.json" first_step_seconds)" -v rate="$(number "$out/fits/$name.json" load_gb_per_second)" 'BEGIN {
+    own = bytes / (b - a) / 1e9
+    printf "first step after %.2f s, loaded at %.2f GB/s, cat reads %.2f GB/s\n", first, rate, own
+    exit !(first <= 6 && rate >= 0.8 * own) }'
+}
+
+stage_load() {
+  check "write a model" bounded $gpu/bigmodel -o "$work/big" || return
+  cat "$work"/big/*.safetensors > /dev/null # into the page cache
+  check "7B bf16 from the page cache" loaded load-bf16
+  check "7B NF4 from the page cache" loaded load-nf4 --quant_method bnb --quant_bits 4
+}
+
 timed() { bounded $tests -test.run '^$' -test.bench '^BenchmarkCard$' -test.benchtime 200ms -test.timeout 0 | tee "$out/ops.bench" | grep -E 'ns/op|FAIL|^ok|panic'; }
 
 stage_timings() {
@@ -283,7 +386,7 @@ finish() {
     END { print "\n]}" }' "$table" > "$out/$stage.json"
 }
 
-for name in ${*:-doctor kernels conformance sanitizer determinism huge model train use timings}; do
+for name in ${*:-doctor kernels conformance sanitizer determinism huge model train use timings memory long load}; do
   case $name in
     sanitizer) todo+=(sanitizer-memcheck sanitizer-synccheck sanitizer-racecheck sanitizer-initcheck) ;;
     *) declare -F "stage_$name" > /dev/null && todo+=("$name") || { echo "there is no stage $name" >&2; exit 2; } ;;

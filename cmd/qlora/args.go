@@ -24,6 +24,10 @@ type savedArgs struct {
 	System   *string `json:"system"` // null: the template's own
 
 	RandomWeights bool `json:"random_weights"`
+
+	QuantMethod string `json:"quant_method"`
+	QuantBits   int    `json:"quant_bits"`
+	DoubleQuant *bool  `json:"bnb_4bit_use_double_quant"`
 }
 
 // argsJSON is args.json: every flag of the run by name with its value, as ms-swift writes it.

@@ -3,9 +3,12 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
+	"qlora/cuda/sizes"
 	"qlora/model/cpu"
 	"qlora/model/ops"
+	"qlora/model/plan"
 )
 
 // This file and backend_cuda.go alone name a backend. What is said of cuda here has two forms: backend_cuda.go in a
@@ -44,6 +47,9 @@ func openBackend(e *env, f deviceFlags) (ops.Backend, error) {
 	return withinMemory{b}, nil
 }
 
+// cardSizes is what memory takes on a card, which need not be there.
+func cardSizes(c plan.Card) ops.Sizes { return sizes.Card{Multiprocessors: c.Multiprocessors} }
+
 // noCUDA is why there is no cuda backend, and what to do.
 type noCUDA struct{ reason, fix string }
 
@@ -53,15 +59,35 @@ func (e *noCUDA) Error() string { return e.reason + ": " + e.fix }
 type withinMemory struct{ ops.Backend }
 
 // noFitError is a run that needs more memory than there is.
-type noFitError struct{ need, free uint64 }
+type noFitError struct {
+	need, free int64
+	fits       []string // configurations that would
+}
 
 func (e *noFitError) Error() string {
-	return fmt.Sprintf("the run needs %s of memory, and %s is free: lower --max_length or the samples of a step, say --torch_dtype bfloat16, or choose a smaller model", gib(e.need), gib(e.free))
+	text := fmt.Sprintf("the run needs %s of memory, and %s is there for it", plan.GiB(e.need), plan.GiB(e.free))
+	if len(e.fits) == 0 {
+		return text + ": lower --max_length or the samples of a step, say --torch_dtype bfloat16, or choose a smaller model"
+	}
+	return text + ". What fits:\n  " + strings.Join(e.fits, "\n  ")
+}
+
+// room of the processor is what is free, or the budget; nothing is gained by moving things to the host's memory.
+func (b withinMemory) room(budget int64) (room, error) {
+	_, free, err := memory()
+	if err != nil { // unknown: what is asked for is tried
+		free = 1 << 62
+	}
+	r := room{block: int64(min(free, 1<<62)), card: plan.Processor}
+	if budget > 0 {
+		r.block, r.host = min(r.block, budget), r.block // a budget is there to be tested, host memory included
+	}
+	return r, nil
 }
 
 func (b withinMemory) NewArena(bytes int64) (ops.Buffer, error) {
 	if _, free, err := memory(); err == nil && uint64(bytes) > free {
-		return nil, &noFitError{uint64(bytes), free}
+		return nil, &noFitError{bytes, int64(free), nil}
 	}
 	return b.Backend.NewArena(bytes)
 }

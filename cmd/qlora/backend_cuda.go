@@ -10,6 +10,7 @@ import (
 	"qlora/cuda"
 	"qlora/cuda/nvml"
 	"qlora/model/ops"
+	"qlora/model/plan"
 )
 
 // backendNames are the backends of this binary.
@@ -70,9 +71,48 @@ func (b onCard) NewArena(bytes int64) (ops.Buffer, error) {
 	arena, err := b.Backend.NewArena(bytes)
 	var full *cuda.NoFit
 	if errors.As(err, &full) {
-		return nil, &noFitError{uint64(full.Need), uint64(full.Free)}
+		return nil, &noFitError{full.Need, full.Free, nil}
 	}
 	return arena, err
+}
+
+// room of a card is what is free, less what the process may come to take beside its block (kernels are loaded when they are
+// first needed), and within the budget. Of the host's memory half of what is free may be pinned.
+func (b onCard) room(budget int64) (room, error) {
+	free, _, err := b.MemInfo()
+	if err != nil {
+		return room{}, err
+	}
+	_, beside, _ := b.Taken() // 0 where the driver does not tell
+	r := room{block: free - max(plan.Context-beside, 0), card: plan.CardLike(b.Card().Name, b.Card().Multiprocessors)}
+	if budget > 0 {
+		r.block = min(r.block, budget-plan.Context)
+	}
+	if _, host, err := memory(); err == nil {
+		r.host = int64(host / 2)
+	}
+	return r, nil
+}
+
+// measureProcess says what the process takes of the card beside what was planned. It reports whether that was more.
+func measureProcess(e *env, b ops.Backend, r *memoryReport) (more bool) {
+	card, ok := b.(onCard)
+	if !ok {
+		return false
+	}
+	r.LoadGBps, r.ContextPlanned = card.Loaded().GBps(), plan.Context
+	block, beside, ok := card.Taken()
+	if !ok {
+		e.logf("memory: the driver does not tell what the process takes of the card beside its block of %s", plan.GiB(r.Block))
+		return false
+	}
+	r.ContextMeasured, r.ProcessMeasured = beside, block+beside
+	e.logf("memory: planned %s for the process (block %s, context at most %s); it takes %s (context %s)", plan.GiB(r.Block+plan.Context), plan.GiB(r.Block),
+		plan.GiB(plan.Context), plan.GiB(block+beside), plan.GiB(beside))
+	if beside > plan.Context {
+		e.logf("memory: the context is larger than planned: the budget is not kept")
+	}
+	return beside > plan.Context
 }
 
 // loadRate says how fast weights went to the card, "" for another backend.

@@ -378,7 +378,7 @@ func TestExitCodeOfError(t *testing.T) {
 		{errors.New("bad input"), exitUsage},
 		{fmt.Errorf("saving: %w", &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}), exitStorage},
 		{fmt.Errorf("no: %w", errCheckFailed), exitCheckFailed},
-		{fmt.Errorf("memory: %w", &noFitError{2 << 30, 1 << 30}), exitNoFit},
+		{fmt.Errorf("memory: %w", &noFitError{2 << 30, 1 << 30, nil}), exitNoFit},
 	} {
 		if got := exitCode(c.err); got != c.code {
 			t.Errorf("%v: exit status %d, want %d", c.err, got, c.code)

@@ -249,8 +249,8 @@ func findRow(dataset string, row int, chat *data.Chat, opt data.Options) (data.S
 // newTable begins a table on standard output.
 func newTable(e *env, header ...string) *tablewriter.Table {
 	return tablewriter.NewTable(e.out,
-		tablewriter.WithHeader(header),
 		tablewriter.WithHeaderAutoFormat(tw.Off),
+		tablewriter.WithHeader(header),
 		tablewriter.WithRowAutoWrap(tw.WrapNone))
 }
 

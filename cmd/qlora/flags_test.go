@@ -22,7 +22,7 @@ func flagsOf(t *testing.T) map[string]map[string]shape {
 }
 
 // ours are flags that ms-swift does not have.
-var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json",
+var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json", "vram_budget", "check_memory",
 	"adapter_weights", "resume", "with_base", "general", "choices", "markdown", "html", "to_gguf", "check", "quant"}
 
 func TestTableAgreesWithStructs(t *testing.T) {
@@ -101,7 +101,7 @@ func TestParse(t *testing.T) {
 		{"sft|--dataset|a|--learning-rate=2e-5|--max_steps|-1", ""},
 		{"sft|--use_dora|true", "!--use_dora true: known but not supported: only LoRA"},
 		{"sft|--use_dora", "!known but not supported"},
-		{"sft|--quant_bits|4", "!use --torch_dtype bfloat16"},
+		{"sft|--dataset|a|--quant_method|bnb|--quant_bits|4|--bnb_4bit_compute_dtype|bfloat16", "--bnb_4bit_compute_dtype has no effect here"},
 		{"sft|--packing|true|--packing_length|512", ""},
 		{"sft|--lora_rnk|8", "!unknown flag --lora_rnk: did you mean --lora_rank?"},
 		{"sft|--gradient_acumulation_step|8", "!did you mean --gradient_accumulation_steps?"},

@@ -5,7 +5,8 @@ package main
 // command structs, which hold their types, defaults and help.
 var trainingFlags = []flagGroup{
 	{class: works, verbs: "sft infer", names: `
-		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author`},
+		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author
+		quant_method quant_bits bnb_4bit_quant_type bnb_4bit_use_double_quant`},
 	{class: works, verbs: "sft", names: `
 		dataset split_dataset_ratio dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict
 		lazy_tokenize dataloader_num_workers packing packing_length packing_strategy
@@ -39,7 +40,7 @@ var trainingFlags = []flagGroup{
 	{class: noEffect, verbs: "sft infer", why: "--backend chooses the device", names: `
 		device_map max_memory no_cuda use_cpu use_mps_device use_ipex tpu_num_cores tpu_metrics_debug`},
 	{class: noEffect, verbs: "sft infer", why: "arithmetic is fixed: storage by --torch_dtype, sums in float32", names: `
-		bf16 tf32 fp16_opt_level half_precision_backend fp16_backend bf16_full_eval bnb_4bit_quant_storage lora_dtype`},
+		bf16 tf32 fp16_opt_level half_precision_backend fp16_backend bf16_full_eval bnb_4bit_compute_dtype bnb_4bit_quant_storage lora_dtype`},
 	{class: noEffect, verbs: "sft infer", why: "kernels are compiled ahead and memory is planned before the first step", names: `
 		torch_compile torch_compile_backend torch_compile_mode torchdynamo jit_mode_eval gradient_checkpointing
 		gradient_checkpointing_kwargs vit_gradient_checkpointing activation_checkpointing activation_checkpointing_kwargs
@@ -66,7 +67,7 @@ var trainingFlags = []flagGroup{
 		chord_sft_dataset chord_sft_per_device_train_batch_size chord_enable_phi_function chord_mu_warmup_steps
 		chord_mu_decay_steps chord_mu_peak chord_mu_valley num_labels problem_type mrl_dims reranker_use_activation
 		decision_drop_instructions decision_subsample_options decision_state_as_text decision_shuffle_fields
-		hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant tuner_backend`},
+		hqq_axis tuner_backend`},
 	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, every figure to logging.jsonl, and to runs/ for TensorBoard", names: `
 		log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
 		include_num_input_tokens_seen include_for_metrics include_inputs_for_metrics debug prediction_loss_only
@@ -110,8 +111,6 @@ var trainingFlags = []flagGroup{
 		lmdeploy_tp lmdeploy_session_len lmdeploy_cache_max_entry_count lmdeploy_quant_policy lmdeploy_vision_batch_size`},
 
 	// What would change the result, and is not here.
-	{class: unsupported, verbs: "sft infer", off: disabled, why: "the base is held in 16 or 32 bits: use --torch_dtype bfloat16, and a smaller model if it does not fit", names: `
-		quant_method quant_bits`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "float16 overflows in training: use --torch_dtype bfloat16", names: `fp16`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "the rope of config.json is used: change it there", names: `rope_scaling`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "give --model the folder of that revision", names: `model_revision`},

@@ -34,7 +34,7 @@ func inherit(verb, from string, own []flagGroup) []flagGroup {
 var evalFlags = []flagGroup{
 	{class: works, verbs: "eval", names: `
 		model template system torch_dtype adapters dataset model_name model_author max_length truncation_strategy strict
-		columns max_new_tokens max_batch_size`},
+		columns max_new_tokens max_batch_size quant_method quant_bits bnb_4bit_quant_type bnb_4bit_use_double_quant`},
 	{class: noEffect, verbs: "eval", why: "the model runs in this process and nothing is served", names: `
 		host port api_key ssl_keyfile ssl_certfile owned_by served_model_name log_interval max_logprobs verbose eval_num_proc
 		eval_backend`},

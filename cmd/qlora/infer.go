@@ -142,7 +142,7 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 	}
 	g := &engine{base: b}
 	tokens := max(min(promptTokens, context), r.sequences, r.row)
-	o := qwen2.Options{DType: dtype, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
+	o := qwen2.Options{DType: dtype, Single: !d.DoubleQuant, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
 		all, err := loadAdapters(b, list, lora.Load)
 		if err != nil {
@@ -152,6 +152,9 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 		o.Adapter = g.blend
 	}
 	if g.backend, err = openBackend(e, *d); err != nil {
+		return nil, err
+	}
+	if err := d.fit(e, g.backend, b.Model, &o); err != nil {
 		return nil, err
 	}
 	shown := newProgress(e)
@@ -188,6 +191,9 @@ func (c *inferCmd) Run(e *env) error {
 	}
 	list, err := c.restoreAll(e)
 	if err != nil {
+		return err
+	}
+	if err := c.deviceFlags.restore(e, &c.modelFlags); err != nil {
 		return err
 	}
 	var weights []float64

@@ -34,6 +34,7 @@ type commands struct {
 	Eval   evalCmd   `cmd:"" help:"Measure a model on a dataset: exact answers, likelihood."`
 	Fetch  fetchCmd  `cmd:"" help:"Get a model or a dataset from a hub into the local cache."`
 	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
+	Plan   planCmd   `cmd:"" help:"Say what a run would take of a card's memory, and how fast it would be; no card is needed."`
 	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
 }
 

@@ -33,12 +33,32 @@ type deviceFlags struct {
 	Backend    string `name:"backend" group:"Model" default:"auto" placeholder:"NAME" help:"auto, cuda or cpu."`
 	SyncOps    bool   `name:"sync_ops" group:"Model" help:"Wait for every launch on the card, so that a fault names its op. Slow."`
 	ProfileOps bool   `name:"profile_ops" group:"Model" help:"Time every launch on the card, and print at the end where the time of a step went, without the first three. A little slower."`
+	memoryFlags
 }
 
 // dtypeNames are the storage types by torch's names.
-var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32"}
+var dtypeNames = map[ops.DType]string{ops.BF16: "bfloat16", ops.F32: "float32", ops.NF4: "nf4"}
+
+// storage names what the linear layers of a model are stored in, where the rest is of type d.
+func storage(m *weights.Model, d ops.DType) string {
+	if m.Quantized && d == ops.BF16 {
+		d = ops.NF4
+	}
+	return dtypeNames[d]
+}
 
 func (f *deviceFlags) dtype(b *base) (ops.DType, error) {
+	quantises, err := f.quantises()
+	switch {
+	case err != nil:
+		return 0, usageError{err}
+	case quantises && f.TorchDType != "" && f.TorchDType != "bfloat16":
+		return 0, usageError{fmt.Errorf("--torch_dtype %s: a base in NF4 is computed with as bfloat16: leave it out", f.TorchDType)}
+	case quantises && !b.Quantized:
+		return ops.NF4, nil
+	case b.Quantized && f.TorchDType == "":
+		return ops.BF16, nil // of what is not in NF4
+	}
 	switch cmp.Or(f.TorchDType, b.Config.DType) {
 	case "float32":
 		return ops.F32, nil

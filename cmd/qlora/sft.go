@@ -60,6 +60,7 @@ func (c *sftCmd) Run(e *env) error {
 	}
 	run.TensorBoard = !slices.Contains(c.ReportTo, "none")
 	run.Hooks = train.Hooks{Step: shown.step, Log: shown.record, Notice: func(text string) { e.logf("notice: %s", text) }}
+	c.watch(&run.Hooks)
 	result, err := run.Start(e.ctx, from)
 	shown.end()
 	if err != nil {
@@ -70,7 +71,10 @@ func (c *sftCmd) Run(e *env) error {
 			return err
 		}
 	}
-	return c.printResult(e, result)
+	if err := c.printResult(e, result); err != nil {
+		return err
+	}
+	return c.finish(e, run.Backend, run.Model, run.Dir)
 }
 
 // load finds training and validation samples, and says what was left out. done ends the reading.
@@ -158,15 +162,23 @@ func (c *sftCmd) build(e *env, b *base, run *train.Run) error {
 		return err
 	}
 	o := run.Options
+	if n := c.PerDeviceTrainBatchSize; n > 1 {
+		o.RowTokens = max(train.RowTokens, n*run.Samples.Bounds().Sample)
+	}
 	maxT, maxS, maxN := train.Room(run.Samples, run.Eval, o.StepSamples, o.RowTokens, o.Pad)
 	e.logf("data: %d samples, %d for validation; %d a step, packed into rows of at most %d tokens", run.Samples.Len(), len(run.Eval), o.StepSamples, maxT)
 	shown := newProgress(e)
-	run.Model, err = qwen2.Build(run.Backend, b.Model, qwen2.Options{DType: dtype, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set, Progress: shown.loading})
+	options := qwen2.Options{DType: dtype, Single: !c.DoubleQuant, Training: true, MaxT: maxT, MaxS: maxS, MaxN: maxN, Adapter: set, Progress: shown.loading}
+	if err := c.fit(e, run.Backend, b.Model, &options); err != nil {
+		return err
+	}
+	run.Model, err = qwen2.Build(run.Backend, b.Model, options)
 	shown.end()
 	if err != nil {
 		return err
 	}
-	e.logf("memory: %.2f GiB in all, weights in %s%s; adapter: %d parameters on %d modules", float64(run.Model.Plan.Bytes)/(1<<30), dtypeNames[dtype], loadRate(run.Backend), set.Len(), set.Modules())
+	e.logf("memory: %.2f GiB in all, weights in %s%s; adapter: %d parameters on %d modules", float64(run.Model.Plan.Bytes)/(1<<30), storage(b.Model, dtype), loadRate(run.Backend), set.Len(), set.Modules())
+	c.planned(e, run.Model)
 	run.Set, run.Base = set, lora.Base{Name: lora.PortableName(b.HubID, cmp.Or(b.File, b.Dir)), Fingerprint: fingerprint}
 	return ops.WriteF32(run.Backend, run.Model.Params, params)
 }

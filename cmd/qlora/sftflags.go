@@ -41,7 +41,7 @@ type sftCmd struct {
 
 	NumTrainEpochs            float64 `name:"num_train_epochs" group:"Optimizer" default:"3" help:"How often the data is gone through."`
 	MaxSteps                  int     `name:"max_steps" group:"Optimizer" default:"-1" help:"Optimizer steps, in place of --num_train_epochs; -1: by epochs."`
-	PerDeviceTrainBatchSize   int     `name:"per_device_train_batch_size" group:"Optimizer" default:"1" help:"Samples of a step are this times the accumulation steps."`
+	PerDeviceTrainBatchSize   int     `name:"per_device_train_batch_size" group:"Optimizer" default:"1" help:"Samples of a step are this times the accumulation steps. So many of the longest samples fit in a packed row, and 2048 tokens at least: more of them are a little faster, and take more memory."`
 	GradientAccumulationSteps int     `name:"gradient_accumulation_steps" group:"Optimizer" help:"By default what makes a step of 16 samples. A step is packed into as few rows as fit, which gives the same gradient."`
 	LearningRate              float64 `name:"learning_rate" group:"Optimizer" default:"1e-4" help:"Highest learning rate."`
 	LRSchedulerType           string  `name:"lr_scheduler_type" group:"Optimizer" default:"cosine" placeholder:"NAME" help:"cosine, linear, constant or constant_with_warmup."`

@@ -25,23 +25,27 @@ var mayImport = []struct {
 }{
 	{"cmd/qlora", "..."},
 	{"bench/...", "model/... internal/..."},
+	{"cuda/sizes", "model/ops internal/..."},
 	{"cuda/...", "model/ops internal/..."},
-	{"model/cpu/...", "model/ops model/cpu/..."},
-	{"model/ops/opstest", "model/ops"},
+	{"model/cpu/...", "model/ops model/cpu/... internal/..."},
+	{"model/ops/opstest", "model/ops internal/..."},
 	{"model/ops", "internal/..."},
 	{"model/memory", "internal/..."},
 	{"model/weights/weightstest", "model/weights"},
 	{"model/weights", "internal/..."},
 	{"model/tokenizer", "internal/..."},
 	{"model/data", "internal/..."},
-	{"model/qwen2", "model/ops model/memory model/weights"},
+	{"model/qwen2", "model/ops model/memory model/weights internal/..."},
 	{"model/lora", "model/ops model/memory model/weights internal/..."},
 	{"model/train", modelEdges},
 	{"model/infer", modelEdges},
 	{"model/eval", modelEdges + " model/infer"},
 	{"model/export", modelEdges},
+	{"model/plan", modelEdges},
 	{"internal/...", "internal/..."},
 	{"scripts/demo", "model/eval"}, // the form of its reports
+	{"scripts/bnb/...", "model/weights internal/..."},
+	{"scripts/bigmodel", "model/weights"},
 	{"scripts/...", ""},
 }
 
@@ -52,8 +56,8 @@ var testsMayImport = []struct {
 	pkg   string
 	edges string
 }{
-	{"model/...", "model/... internal/..."}, // whatever runs without a card
-	{"cuda/...", "model/cpu model/ops/opstest"},
+	{"model/...", "model/... internal/... cuda/sizes"}, // whatever runs without a card
+	{"cuda/...", "model/..."},                          // a whole model against the processor
 	{"scripts/...", "internal/..."},
 }
 

@@ -51,7 +51,7 @@ static tensors make(arena &memory, const shape &s) {
   fill_angles<<<256, 256>>>(t.cos, t.sin, t.pos, s.T(), s.D);
   t.plan_bytes = qk_attention_plan_bytes(s.T(), s.S(), {s.H, s.Hk, s.D});
   t.plan = memory.take(t.plan_bytes);
-  t.work_bytes = qk_attention_bwd_work(s.T(), s.S(), {s.H, s.Hk, s.D});
+  t.work_bytes = qk_attention_bwd_work(s.T(), s.S(), {s.H, s.Hk, s.D}, card.multiprocessors);
   t.work = memory.take(t.work_bytes);
   CHECK_CUDA(cudaDeviceSynchronize());
   return t;

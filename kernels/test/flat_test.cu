@@ -108,10 +108,11 @@ static void nf4(int64_t n, bool nested) {
   for (int64_t i = 0; i < n; i++) x[i] *= 1 + i / 64 % 7, x[i] = i / 64 % 11 == 5 ? 0 : i % 9 == 0 ? -0. : i % 97 == 3 ? 1e-40 : x[i];
   const int64_t blocks = (n + 63) / 64, groups = (blocks + 255) / 256;
   const tensor &src = t.in(BF16, x), &dst = t.out(BF16, n), &codes = t.out(U8, (n + 1) / 2), &absmax = nested ? t.out(U8, blocks) : t.out(F32, blocks);
-  const tensor &scale = t.out(F32, groups), &offset = t.out(F32, 1), &work = t.scratch(qk_nf4_quant_work(n));
+  const tensor &scale = t.out(F32, groups), &offset = t.out(F32, 1), &work = t.scratch(4 * blocks + qk_nf4_absmax_work(blocks));
   const qk_ptr s = nested ? (qk_ptr)scale : 0, o = nested ? (qk_ptr)offset : 0;
   const auto launch = [&] {
-    const qk_status status = qk_nf4_quant(codes, absmax, s, o, src, n, nested ? (qk_ptr)work : 0, nested ? qk_nf4_quant_work(n) : 0, 0);
+    qk_status status = qk_nf4_quant(codes, nested ? (qk_ptr)work : (qk_ptr)absmax, src, n, 0);
+    if (!status && nested) status = qk_nf4_absmax(absmax, s, o, work, blocks, (qk_ptr)work + 4 * blocks, qk_nf4_absmax_work(blocks), 0);
     return status ? status : qk_nf4_dequant(dst, codes, absmax, s, o, n, 0);
   };
   if (!t.run(launch)) return;
@@ -160,14 +161,35 @@ static void speed(const char *path) {
   const int64_t n = 20185088, w = (int64_t)2 * F7 * C7;  // LoRA of rank 8 on all of a 7B; gate and up of a layer
   const qk_ptr p = (qk_ptr)memory.normal<float>(n, 1, 1), m = (qk_ptr)memory.normal<float>(n, 1, 2), v = (qk_ptr)memory.take(n * 4), g = (qk_ptr)memory.normal<float>(n, 1, 3), norm = (qk_ptr)memory.take(8);
   CHECK_CUDA(cudaMemset((void *)v, 0, n * 4));
-  const int64_t bytes = std::max(qk_grad_norm_work(n), qk_nf4_quant_work(w));
+  const int64_t bytes = std::max(qk_grad_norm_work(n), 4 * (w / 64) + qk_nf4_absmax_work(w / 64));
   const qk_ptr work = (qk_ptr)memory.take(bytes);
   const qk_adamw_group group = {n, 1e-4, .1};
   report(json, "grad_norm", "20.2M", 4. * n, [&](int) { return qk_grad_norm(norm, g, n, work, bytes, 0); });
   report(json, "adamw", "20.2M", 28. * n, [&](int) { return qk_adamw(p, m, v, g, norm, n, &group, 1, 5, .9, .999, 1e-8, 1, 0); });
   const qk_ptr src = (qk_ptr)memory.normal<bf16>(w, 1, 5), codes = (qk_ptr)memory.take(w / 2), absmax = (qk_ptr)memory.take(w / 64), nested = (qk_ptr)memory.take(w / 64 / 256 * 4 + 4), offset = (qk_ptr)memory.take(4);
-  report(json, "nf4_quant", "gate|up", 2.5 * w, [&](int) { return qk_nf4_quant(codes, absmax, nested, offset, src, w, work, bytes, 0); });
+  report(json, "nf4_quant", "gate|up", 2.5 * w, [&](int) {
+    const qk_status status = qk_nf4_quant(codes, work, src, w, 0);
+    return status ? status : qk_nf4_absmax(absmax, nested, offset, work, w / 64, work + 4 * (w / 64), qk_nf4_absmax_work(w / 64), 0);
+  });
   report(json, "nf4_dequant", "gate|up", 2.5 * w, [&](int) { return qk_nf4_dequant(src, codes, absmax, nested, offset, w, 0); });
+  // A layer's weights as training makes them in 16 bits, and as decoding reads them: of random codes, one absmax for all.
+  const auto weight = [&](int kind, std::vector<int> rows, int cols) {
+    qk_nf4_weight to = {(int32_t)rows.size(), kind, {28, 4, 128}, cols};
+    for (size_t i = 0; i < rows.size(); i++) to.part[i] = {codes, absmax, nested, offset, rows[i]};
+    return to;
+  };
+  const qk_ptr x = (qk_ptr)memory.normal<bf16>(8 * (int64_t)F7, 1, 6), y = (qk_ptr)memory.take(8 * 2 * (int64_t)F7 * 2);
+  const qk_batch batch = {};
+  for (const auto &[name, kind, rows, cols] : std::vector<std::tuple<const char *, int, std::vector<int>, int>>{
+           {"qkv", QK_QKV, {C7, 512, 512}, C7}, {"o", QK_PLAIN, {C7}, C7}, {"gate|up", QK_GATE_UP, {F7, F7}, C7}, {"down", QK_PLAIN, {C7}, F7}}) {
+    const qk_nf4_weight w = weight(kind, rows, cols);
+    int64_t n = 0;
+    for (int r : rows) n += (int64_t)r * cols;
+    report(json, "nf4_dequant_weight", name, 2.516 * n, [&](int) { return qk_nf4_dequant_weight(src, &w, 0); });
+    for (int M : {1, 8})
+      report(json, "linear_nf4", (std::string(name) + " M" + std::to_string(M)).c_str(), .516 * n,
+             [&, M = M](int) { return qk_linear_nf4(y, x, &w, 0, 0, nullptr, 0, 0, 0, {}, &batch, M, 0); });
+  }
   fclose(json);
 }
 

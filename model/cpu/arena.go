@@ -25,6 +25,9 @@ func (b *Backend[T]) NewArena(bytes int64) (ops.Buffer, error) {
 	return &arena{block[skip : skip+int(bytes) : skip+int(bytes)]}, nil
 }
 
+// NewHostArena is NewArena: all memory is the host's.
+func (b *Backend[T]) NewHostArena(bytes int64) (ops.Buffer, error) { return b.NewArena(bytes) }
+
 // raw is the bytes of a tensor that a check of its op found to lie within its arena.
 func raw(t ops.Tensor) []byte {
 	return t.Buf.(*arena).bytes[t.Off : t.Off+t.Bytes()]
@@ -59,6 +62,16 @@ func (b *Backend[T]) Zero(t ops.Tensor) {
 		clear(raw(t))
 	}
 }
+
+// Transfer copies src to dst at once.
+func (b *Backend[T]) Transfer(dst, src ops.Tensor) {
+	if b.begin(ops.CheckTransfer(dst, src)) {
+		copy(raw(dst), raw(src))
+	}
+}
+
+// AwaitTransfers does nothing (see Transfer).
+func (b *Backend[T]) AwaitTransfers() {}
 
 // LoadBatch copies h into b's block.
 func (b *Backend[T]) LoadBatch(batch *ops.Batch, h ops.HostBatch) error {

@@ -18,6 +18,7 @@ var options = opstest.Options{Bitwise: true, Storage: []opstest.Storage{
 	{Weights: ops.F32, Activations: ops.F32},
 	{Weights: ops.BF16, Activations: ops.F32},
 	{Weights: ops.BF16, Activations: ops.BF16},
+	{Weights: ops.NF4, Activations: ops.F32},
 }}
 
 // TestConformance holds the float32 backend to the float64 one, and to itself.

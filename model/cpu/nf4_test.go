@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"qlora/internal/golden"
+	"qlora/internal/nf4"
 	"qlora/model/ops"
 )
 
@@ -31,8 +32,8 @@ func TestNF4Golden(t *testing.T) {
 			b := New[float32]()
 			g := goldenTensors(t, b, "nf4", name+".safetensors")
 			for i, code := range view[float32](g["cpu.double.nested_code"]) {
-				if math.Float32bits(code) != math.Float32bits(nestedCode[i]) {
-					t.Fatalf("entry %d of the nested code is %.9g, want %.9g", i, nestedCode[i], code)
+				if math.Float32bits(code) != math.Float32bits(nf4.NestedCode[i]) {
+					t.Fatalf("entry %d of the nested code is %.9g, want %.9g", i, nf4.NestedCode[i], code)
 				}
 			}
 			for _, double := range []bool{false, true} {
@@ -45,13 +46,13 @@ func TestNF4Golden(t *testing.T) {
 	}
 }
 
-func goldenNF4(g map[string]ops.Tensor, device string, double bool) (q ops.NF4, prefix string) {
+func goldenNF4(g map[string]ops.Tensor, device string, double bool) (q ops.Quantized, prefix string) {
 	if !double {
 		prefix = device + ".single."
-		return ops.NF4{Codes: g[prefix+"packed"], Absmax: g[prefix+"absmax"]}, prefix
+		return ops.Quantized{Codes: g[prefix+"packed"], Absmax: g[prefix+"absmax"]}, prefix
 	}
 	prefix = device + ".double."
-	return ops.NF4{Codes: g[prefix+"packed"], Absmax: g[prefix+"absmax_u8"], Nested: g[prefix+"nested_absmax"], Offset: g[prefix+"offset"]}, prefix
+	return ops.Quantized{Codes: g[prefix+"packed"], Absmax: g[prefix+"absmax_u8"], Nested: g[prefix+"nested_absmax"], Offset: g[prefix+"offset"]}, prefix
 }
 
 func testQuantNF4(t *testing.T, b ops.Backend, g map[string]ops.Tensor, double bool) {
@@ -62,7 +63,7 @@ func testQuantNF4(t *testing.T, b ops.Backend, g map[string]ops.Tensor, double b
 		}
 		return tensorOf(t, b, w.Name, w.DType, nil, w.Shape...)
 	}
-	got := ops.NF4{Codes: like(want.Codes), Absmax: like(want.Absmax), Nested: like(want.Nested), Offset: like(want.Offset)}
+	got := ops.Quantized{Codes: like(want.Codes), Absmax: like(want.Absmax), Nested: like(want.Nested), Offset: like(want.Offset)}
 	b.QuantNF4(got, g["input"])
 	synced(t, b)
 	sameBytes(t, got.Codes, want.Codes)

@@ -3,17 +3,25 @@ package cpu
 import (
 	"fmt"
 
+	"qlora/internal/nf4"
 	"qlora/model/cpu/gemm"
 	"qlora/model/ops"
 )
 
-// weight is a frozen matrix (Rows, Cols), its parts stacked in order. float32 keeps it packed for gemm; the oracle
-// keeps plain rows.
+// weight is a frozen matrix (Rows, Cols), its parts stacked in order. float32 keeps it packed for gemm, or in NF4 as it
+// is stored; the oracle keeps plain rows.
 type weight[T Float] struct {
-	spec   ops.WeightSpec
-	packed *gemm.Matrix
-	plain  []float64
-	bias   []T
+	spec  ops.WeightSpec
+	held  products
+	plain []float64
+	nf4   []*nf4.Tensor // of each part
+	bias  []T
+}
+
+// products are those of a matrix that gemm holds.
+type products interface {
+	MulT(y []float32, ldy int, x []float32, ldx, m int, add bool)
+	Mul(dx []float32, lddx int, dy []float32, lddy, m int, add bool)
 }
 
 // Spec is what the weight was made from.
@@ -24,9 +32,14 @@ func (w *weight[T]) Bytes() int64 { return weightBytes[T](w.spec) }
 
 func weightBytes[T Float](s ops.WeightSpec) int64 {
 	var bytes int64
-	if isFloat64[T]() {
+	switch {
+	case isFloat64[T]():
 		bytes = 8 * int64(s.Rows()) * int64(s.Cols)
-	} else {
+	case s.DType == ops.NF4:
+		for _, rows := range s.Parts {
+			bytes += nf4.Bytes(rows*s.Cols, !s.Single)
+		}
+	default:
 		bytes = gemm.PackedBytes(s.Rows(), s.Cols, s.DType == ops.BF16)
 	}
 	if s.Bias {
@@ -55,10 +68,21 @@ func (b *Backend[T]) NewWeight(_ ops.Tensor, spec ops.WeightSpec, parts []ops.So
 	}
 	read := func(row, count int, dst []float32) error { return readParts(parts, row, count, dst) }
 	var err error
-	if isFloat64[T]() {
+	if spec.DType == ops.NF4 {
+		w.nf4, err = loadNF4(spec, parts)
+		read = func(row, count int, dst []float32) error {
+			w.makeNF4(dst, spec.Cols, row, count, 0, spec.Cols)
+			return nil
+		}
+	}
+	switch {
+	case err != nil:
+	case isFloat64[T]():
 		w.plain, err = loadPlain(spec, read)
-	} else {
-		w.packed, err = gemm.Pack(spec.Rows(), spec.Cols, spec.DType == ops.BF16, read)
+	case spec.DType == ops.NF4:
+		w.held = &gemm.Values{N: spec.Rows(), K: spec.Cols, Make: w.makeNF4}
+	default:
+		w.held, err = gemm.Pack(spec.Rows(), spec.Cols, spec.DType == ops.BF16, read)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cpu: weight %s: %w", spec.Name, err)
@@ -83,6 +107,47 @@ func readParts(parts []ops.Source, row, count int, dst []float32) error {
 		}
 	}
 	return nil
+}
+
+// loadNF4 reads the parts as they are stored, or quantises them from bfloat16.
+func loadNF4(spec ops.WeightSpec, parts []ops.Source) ([]*nf4.Tensor, error) {
+	all := make([]*nf4.Tensor, len(parts))
+	for i, p := range parts {
+		n := p.Rows * p.Cols
+		var err error
+		if p.NF4 != nil {
+			all[i] = &nf4.Tensor{Scales: p.NF4.Scales, Codes: make([]byte, nf4.CodeBytes(n))}
+			err = p.NF4.ReadCodes(all[i].Codes, 0)
+		} else {
+			all[i], err = nf4.Quantize(p.Rows, p.Cols, !spec.Single, func(dst []float32, row, count int) error {
+				err := p.ReadF32(dst, row, count)
+				round(dst, ops.BF16)
+				return err
+			})
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	return all, nil
+}
+
+// makeNF4 writes columns k0..k0+kc of rows row..row+count, rounded to bfloat16, to rows of dst that are ld apart.
+func (w *weight[T]) makeNF4(dst []float32, ld, row, count, k0, kc int) {
+	for p, rows := range w.spec.Parts {
+		if row >= rows {
+			row -= rows
+			continue
+		}
+		n := min(count, rows-row)
+		for i := range n {
+			w.nf4[p].ReadBF16(dst[i*ld:i*ld+kc], (row+i)*w.spec.Cols+k0)
+		}
+		if count -= n; count == 0 {
+			return
+		}
+		dst, row = dst[n*ld:], 0
+	}
 }
 
 func loadPlain(spec ops.WeightSpec, read func(row, count int, dst []float32) error) ([]float64, error) {
@@ -117,7 +182,7 @@ func (w *weight[T]) mulT(b *Backend[T], y, x []T, m int, add bool) {
 	n, k := w.spec.Rows(), w.spec.Cols
 	switch y := any(y).(type) {
 	case []float32:
-		w.packed.MulT(y, n, any(x).([]float32), k, m, add)
+		w.held.MulT(y, n, any(x).([]float32), k, m, add)
 	case []float64:
 		x := any(x).([]float64)
 		b.rows(m, func(i int) { plain(y[i*n:], n, x[i*k:], k, 1, w.plain, 1, k, 1, n, k, add) })
@@ -129,7 +194,7 @@ func (w *weight[T]) mul(b *Backend[T], dx, dy []T, m int) {
 	n, k := w.spec.Rows(), w.spec.Cols
 	switch dx := any(dx).(type) {
 	case []float32:
-		w.packed.Mul(dx, k, any(dy).([]float32), n, m, false)
+		w.held.Mul(dx, k, any(dy).([]float32), n, m, false)
 	case []float64:
 		dy := any(dy).([]float64)
 		b.rows(m, func(i int) { plain(dx[i*k:], k, dy[i*n:], n, 1, w.plain, k, 1, 1, k, n, false) })
@@ -140,7 +205,7 @@ func (w *weight[T]) mul(b *Backend[T], dx, dy []T, m int) {
 func (w *weight[T]) row(dst []T, i int) {
 	switch dst := any(dst).(type) {
 	case []float32:
-		w.packed.Row(dst, i)
+		w.held.(*gemm.Matrix).Row(dst, i) // a check of the op has refused NF4
 	case []float64:
 		copy(dst, w.plain[i*w.spec.Cols:])
 	}

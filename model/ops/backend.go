@@ -18,24 +18,39 @@ type Backend interface {
 	Close() error
 }
 
+// Sizes are what a plan of a run's memory is made from. A backend tells its own; those of a card are known without one.
+type Sizes interface {
+	// Activation is the storage type of activations for weights of type w.
+	Activation(w DType) DType
+	// WeightBytes is what NewWeight will use.
+	WeightBytes(spec WeightSpec) int64
+	// LoRAPackBytes is the size of LoRA.Pack.
+	LoRAPackBytes(l *LoRA) int64
+	// WorkspaceBytes is the scratch memory the ops need for shapes up to d.
+	WorkspaceBytes(d Dims) int64
+}
+
 // Memory makes arenas and moves data in and out of them.
 type Memory interface {
-	// NewArena makes the one block of memory a run lives in.
+	Sizes
+
+	// NewArena makes the one block of memory a run lives in. NewHostArena makes a block in the host's memory, for tensors
+	// that ops read or write where they lie, at the speed of the bus, or that Transfer brings to and fro.
 	NewArena(bytes int64) (Buffer, error)
-	// Activation is the storage type of activations on this backend for weights of type w.
-	Activation(w DType) DType
+	NewHostArena(bytes int64) (Buffer, error)
 
-	// WeightBytes is what NewWeight will use. NewWeight reads every source once, in order.
-	WeightBytes(spec WeightSpec) int64
+	// NewWeight reads every source once, in order.
 	NewWeight(mem Tensor, spec WeightSpec, parts []Source, bias []float32) (Weight, error)
-	// LoRAPackBytes is the size of LoRA.Pack; PackLoRA fills those of all from A and B, and is called
-	// after every change of the parameters.
-	LoRAPackBytes(l *LoRA) int64
+	// PackLoRA fills LoRA.Pack of all from A and B, and is called after every change of the parameters.
 	PackLoRA(all []*LoRA)
-
-	// WorkspaceBytes is the memory the ops need of their own for shapes up to d; SetWorkspace gives it.
-	WorkspaceBytes(d Dims) int64
+	// SetWorkspace gives the ops and NewWeight their scratch memory, WorkspaceBytes of d.
 	SetWorkspace(t Tensor, d Dims)
+
+	// Transfer copies src to dst, one of them in a host arena, behind the ops so far and beside those that follow: until
+	// AwaitTransfers they must neither write src nor touch dst.
+	Transfer(dst, src Tensor)
+	// AwaitTransfers puts what follows behind all transfers so far.
+	AwaitTransfers()
 
 	LoadBatch(b *Batch, h HostBatch) error
 	// Write copies src into t, Read t into dst: raw bytes in t's DType. Read waits for the work
@@ -54,6 +69,8 @@ type Dims struct {
 	ModuleRank int // the largest of a module
 	Context    int // positions a sequence of the KV cache, 0 without one
 	Training   bool
+	Quantized  bool // weights are NF4
+	Tile       int  // tokens of the feed-forward at a time; 0: all
 }
 
 // Rope is the table of rotary angles (Su et al., RoFormer, 2021): cos and sin (positions, D/2)
@@ -197,8 +214,8 @@ type Inference interface {
 	Sample(next, logits Tensor, a SampleArgs)
 
 	// QuantNF4 and DequantNF4 convert to and from bitsandbytes' NF4 (Dettmers et al., QLoRA, 2023).
-	QuantNF4(q NF4, src Tensor)
-	DequantNF4(dst Tensor, q NF4)
+	QuantNF4(q Quantized, src Tensor)
+	DequantNF4(dst Tensor, q Quantized)
 }
 
 // KVCache is the keys and values of one layer: (sequences, positions, Hk·D).
@@ -218,10 +235,10 @@ type SampleArgs struct {
 	Sequence          []uint32 // per row: its number in SampleUniform
 }
 
-// NF4 is a tensor quantised in blocks of 64 with double quantisation: two codes a byte (the even
+// Quantized is a tensor quantised in blocks of 64 with double quantisation: two codes a byte (the even
 // element in the high nibble), absmax in 8 bits through Nested blocks of 256, all as bitsandbytes stores it.
 // Without double quantisation Absmax is float32 and Nested and Offset are Nil.
-type NF4 struct {
+type Quantized struct {
 	Codes  Tensor // uint8 (ceil(n/2))
 	Absmax Tensor // uint8, or float32 (ceil(n/64))
 	Nested Tensor // float32 (ceil(n/64/256))

@@ -87,3 +87,16 @@ func (b *Batch) Load(h HostBatch) ([]int32, error) {
 	view(&b.Targets, "targets", h.Targets)
 	return words, nil
 }
+
+// Tokens views tokens lo to hi of the loaded batch, for ops on each token alone: it has no segments and no label rows of
+// its own. With lo a multiple of GradBlock, gradients added tile by tile have the bits of the whole.
+func (b *Batch) Tokens(lo, hi int) *Batch {
+	v := *b
+	v.T, v.S, v.N = hi-lo, 1, 0
+	v.IDs, v.Pos, v.Sample = b.IDs.Rows(lo, hi), b.Pos.Rows(lo, hi), b.Sample.Rows(lo, hi)
+	v.Rows, v.Targets = b.Rows.Rows(0, 0), b.Targets.Rows(0, 0)
+	h := &v.Host
+	h.IDs, h.Pos, h.Sample = h.IDs[lo:hi], h.Pos[lo:hi], h.Sample[lo:hi]
+	h.SegStart, h.Rows, h.Targets = []int32{0, int32(hi - lo)}, nil, nil
+	return &v
+}

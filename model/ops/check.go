@@ -19,6 +19,7 @@ func CheckEmbed(x Tensor, table Weight, b *Batch) error {
 	if c.err != nil {
 		return c.err
 	}
+	c.whole(w)
 	c.out("x", x, reals, "(T,C)", T, w.Cols)
 	c.below("id", b.Host.IDs, w.Rows(), "rows of the embedding table")
 	if n := float64(b.Host.Noise); !(n >= 0) || math.IsInf(n, 0) {
@@ -245,6 +246,7 @@ func CheckHeadLoss(dxn, nll, hit, xn Tensor, head Weight, b *Batch) error {
 	if c.err != nil {
 		return c.err
 	}
+	c.whole(w)
 	c.in("xn", xn, reals, "(T,C)", T, w.Cols)
 	c.out("nll", nll, state(act), "(N)", b.N)
 	c.out("hit", hit, state(act), "(N)", b.N)

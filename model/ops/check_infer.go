@@ -7,6 +7,7 @@ func CheckLogits(logits, xn Tensor, head Weight, b *Batch) error {
 	if c.err != nil {
 		return c.err
 	}
+	c.whole(w)
 	c.in("xn", xn, reals, "(T,C)", T, w.Cols)
 	c.out("logits", logits, state(act), "(N,V)", b.N, w.Rows())
 	return c.done()
@@ -19,6 +20,7 @@ func CheckKL(kl, base, tuned Tensor, head Weight, b *Batch) error {
 	if c.err != nil {
 		return c.err
 	}
+	c.whole(w)
 	c.in("base", base, reals, "(T,C)", T, w.Cols)
 	c.in("tuned", tuned, only(act), "(T,C)", T, w.Cols)
 	c.out("kl", kl, state(act), "(N)", b.N)
@@ -98,7 +100,7 @@ func CheckSample(next, logits Tensor, a SampleArgs) error {
 }
 
 // CheckQuantNF4 checks the arguments of [Inference.QuantNF4].
-func CheckQuantNF4(q NF4, src Tensor) error {
+func CheckQuantNF4(q Quantized, src Tensor) error {
 	c := checker{op: "QuantNF4"}
 	c.in("src", src, reals, "as given", src.Shape...)
 	c.nf4(q, true, src.Len())
@@ -106,14 +108,14 @@ func CheckQuantNF4(q NF4, src Tensor) error {
 }
 
 // CheckDequantNF4 checks the arguments of [Inference.DequantNF4].
-func CheckDequantNF4(dst Tensor, q NF4) error {
+func CheckDequantNF4(dst Tensor, q Quantized) error {
 	c := checker{op: "DequantNF4"}
 	c.out("dst", dst, reals, "as given", dst.Shape...)
 	c.nf4(q, false, dst.Len())
 	return c.done()
 }
 
-func (c *checker) nf4(q NF4, written bool, n int) {
+func (c *checker) nf4(q Quantized, written bool, n int) {
 	codes, blocks := [1]int{(n + 1) / 2}, [1]int{(n + 63) / 64}
 	groups, one := [1]int{(blocks[0] + 255) / 256}, [1]int{1}
 	c.tensor("codes", q.Codes, written, only(U8), "two a byte", codes[:])

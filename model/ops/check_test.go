@@ -76,7 +76,7 @@ type args struct {
 	lQKV, lO, lGU, lDown                              *LoRA
 	rope                                              *Rope
 	cache                                             KVCache
-	nf4                                               NF4
+	nf4                                               Quantized
 	b                                                 *Batch
 	heads                                             Heads
 	eps                                               float32
@@ -111,7 +111,7 @@ func goodArgs(t *testing.T) *args {
 	a.lDown = r.lora(Plain, tF, []int{4}, tC)
 	a.rope = &Rope{r.t("cos", F32, 4, 4), r.t("sin", F32, 4, 4)}
 	a.cache = KVCache{r.t("k", BF16, 2, 4, h.Hk*h.D), r.t("v", BF16, 2, 4, h.Hk*h.D)}
-	a.nf4 = NF4{r.t("codes", U8, tT*tC/2), r.t("absmax", U8, 3), r.t("nested", F32, 1), r.t("offset", F32, 1)}
+	a.nf4 = Quantized{r.t("codes", U8, tT*tC/2), r.t("absmax", U8, 3), r.t("nested", F32, 1), r.t("offset", F32, 1)}
 	a.adamw = AdamWArgs{Step: 1, Beta1: 0.9, Beta2: 0.999, Eps: 1e-8, Groups: []LRGroup{{Len: 30, LR: 1}, {Len: 40, LR: 2}}}
 	a.sample = SampleArgs{Temperature: 1, RepetitionPenalty: 1.1, Context: [][]int32{{1}, {2}, {99}}, Sequence: []uint32{0, 1, 2}}
 	a.jobs = []GradJob{{a.lQKV, SideA, a.x, a.du, Norm{a.rho, a.w}}, {a.lQKV, SideB, a.dqkv, a.u, Norm{}}}

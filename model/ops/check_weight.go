@@ -1,5 +1,7 @@
 package ops
 
+import "qlora/internal/nf4"
+
 // check says whether a spec describes a weight: parts that fit the kind, a type that weights are stored in.
 func (s WeightSpec) check(c *checker) {
 	want := map[WeightKind]int{Plain: 1, QKV: 3, GateUp: 2}[s.Kind]
@@ -8,10 +10,12 @@ func (s WeightSpec) check(c *checker) {
 		c.failf("weight %s has an unknown kind %d", s.Name, s.Kind)
 	case len(s.Parts) != want:
 		c.failf("weight %s has %d parts, and its kind %d", s.Name, len(s.Parts), want)
-	case s.DType != F32 && s.DType != BF16:
-		c.failf("weight %s is to be stored as %s, which is neither float32 nor bfloat16", s.Name, s.DType)
+	case s.DType != F32 && s.DType != BF16 && s.DType != NF4:
+		c.failf("weight %s is to be stored as %s, which is neither float32, bfloat16 nor nf4", s.Name, s.DType)
 	case s.Cols < 1:
 		c.failf("weight %s has %d columns", s.Name, s.Cols)
+	case s.DType == NF4 && s.Cols%nf4.Block != 0:
+		c.failf("weight %s has %d columns, and NF4 takes multiples of %d: its blocks would run across rows", s.Name, s.Cols, nf4.Block)
 	case s.Kind == GateUp && s.Parts[0] != s.Parts[1]:
 		c.failf("weight %s has %d rows of gate and %d of up", s.Name, s.Parts[0], s.Parts[1])
 	case s.Kind == QKV && (s.HeadDim < 2 || s.HeadDim%2 != 0 || s.Parts[0]%s.HeadDim != 0 || s.Parts[1]%s.HeadDim != 0 || s.Parts[1] != s.Parts[2]):
@@ -41,6 +45,8 @@ func CheckNewWeight(mem Tensor, need int64, spec WeightSpec, parts []Source, bia
 			c.failf("source %s (%d,%d) of weight %s should be (%d,%d)", p.Name, p.Rows, p.Cols, spec.Name, spec.Parts[i], spec.Cols)
 		case p.ReadF32 == nil:
 			c.failf("source %s of weight %s has no ReadF32", p.Name, spec.Name)
+		case spec.DType == NF4 && p.NF4 != nil:
+			c.nf4Source(&p, spec.Single)
 		}
 	}
 	want := 0
@@ -51,6 +57,15 @@ func CheckNewWeight(mem Tensor, need int64, spec WeightSpec, parts []Source, bia
 		c.failf("weight %s has %d bias values, and its spec asks for %d", spec.Name, len(bias), want)
 	}
 	return c.err
+}
+
+// nf4Source checks that a part stored in NF4 is of the kind that the weight is to be.
+func (c *checker) nf4Source(p *Source, single bool) {
+	if p.NF4.Double() == single {
+		c.failf("source %s is stored with double quantisation %v, and its weight asks for %v", p.Name, p.NF4.Double(), !single)
+	} else if err := p.NF4.Check(p.Rows * p.Cols); err != nil {
+		c.failf("source %s (%d,%d): %w", p.Name, p.Rows, p.Cols, err)
+	}
 }
 
 // CheckPackLoRA checks the argument of [Memory.PackLoRA]; need is the backend's LoRAPackBytes.
@@ -109,4 +124,15 @@ func CheckCopy(op string, t Tensor, n int) error {
 		c.failf("%s at byte %d ends outside its arena of %d bytes", t, t.Off, t.Buf.Bytes())
 	}
 	return c.err
+}
+
+// CheckTransfer checks the arguments of [Memory.Transfer].
+func CheckTransfer(dst, src Tensor) error {
+	c := checker{op: "Transfer"}
+	c.out("dst", dst, ^dtypes(0), "as given", dst.Shape...)
+	c.in("src", src, ^dtypes(0), "as dst", dst.Shape...)
+	if c.err == nil && dst.DType != src.DType {
+		c.failf("%s and %s should be of one type", label("dst", dst), label("src", src))
+	}
+	return c.done()
 }

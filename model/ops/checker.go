@@ -185,6 +185,13 @@ func (c *checker) weight(arg string, w Weight) WeightSpec {
 	return w.Spec()
 }
 
+// whole refuses a quantised weight: embedding and head stay as they are published.
+func (c *checker) whole(w WeightSpec) {
+	if w.DType == NF4 {
+		c.failf("weight %s is stored as %s, which only Linear and LinearBack read", w.Name, w.DType)
+	}
+}
+
 // low checks u or du (T,Rank) of l: both given, or both absent.
 func (c *checker) low(arg string, t Tensor, written bool, act DType, T int, l *LoRA) {
 	switch {

@@ -15,9 +15,10 @@ const (
 	F64 // the oracle alone
 	I32
 	U8
+	NF4 // of frozen weights alone: 4 bits in blocks of 64 (see internal/nf4), computed with as bfloat16
 )
 
-// Size is the bytes of one element.
+// Size is the bytes of one element; 0 of NF4, whose elements have none of their own.
 func (d DType) Size() int64 {
 	switch d {
 	case F64:
@@ -44,6 +45,8 @@ func (d DType) String() string {
 		return "int32"
 	case U8:
 		return "uint8"
+	case NF4:
+		return "nf4"
 	}
 	return fmt.Sprintf("dtype(%d)", uint8(d))
 }

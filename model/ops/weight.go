@@ -1,6 +1,9 @@
 package ops
 
-import "qlora/internal/random"
+import (
+	"qlora/internal/nf4"
+	"qlora/internal/random"
+)
 
 // WeightKind says what a fused frozen weight is made of, so that a backend can choose its own
 // layout. Its parts are stacked along the output axis, in this order.
@@ -37,13 +40,22 @@ type Source struct {
 	// Random is the stream the values are, row by row, rounded to bfloat16: a backend may make them itself and read
 	// nothing. It is nil elsewhere.
 	Random *random.Normal
+	// NF4 is the part as it is stored where that is NF4 already, and nil elsewhere.
+	NF4 *NF4Source
+}
+
+// NF4Source is a part that is stored in NF4. Its scales are few; its codes are read in pieces.
+type NF4Source struct {
+	nf4.Scales
+	ReadCodes func(dst []byte, at int) error // bytes at..
 }
 
 // WeightSpec describes a weight before it is loaded.
 type WeightSpec struct {
 	Name    string
 	Kind    WeightKind
-	DType   DType // storage: F32 or BF16
+	DType   DType // storage: F32, BF16, or NF4: each part quantised by itself from bfloat16, Cols a multiple of 64
+	Single  bool  // NF4: absmax in float32, without double quantisation
 	Parts   []int // output rows of each part
 	Cols    int
 	HeadDim int  // D, for QKV

@@ -17,10 +17,10 @@ func (m *Model) rows(t ops.Tensor) ops.Tensor {
 // with adapters are as wide as their rank, which may be less than what there is room for.
 func (m *Model) at(l int) saved {
 	s := m.saved[l]
-	for _, t := range []*ops.Tensor{&s.x, &s.mid, &s.rhoIn, &s.rhoPost, &s.qkv, &s.o, &s.gateup} {
-		*t = m.rows(*t)
+	for _, k := range []*kept{&s.forward, &s.backward, &s.host} {
+		*k = m.view(*k)
 	}
-	s.lse = s.lse.Slice("lse", 0, m.heads.H, m.Batch.T)
+	s.rhoIn, s.rhoPost = m.rows(s.rhoIn), m.rows(s.rhoPost)
 	for slot := range ops.Slots {
 		low := [...]*ops.Tensor{&s.u[slot], &s.du[slot]}
 		a := m.lora(l, slot)
@@ -35,14 +35,29 @@ func (m *Model) at(l int) saved {
 	return s
 }
 
+// view is at of what a layer keeps. gate and up may have room for a tile alone.
+func (m *Model) view(k kept) kept {
+	for _, t := range []*ops.Tensor{&k.x, &k.mid, &k.qkv, &k.o} {
+		*t = m.rows(*t)
+	}
+	if !k.lse.Nil() {
+		k.lse = k.lse.Slice("lse", 0, m.heads.H, m.Batch.T)
+	}
+	if !k.gateup.Nil() {
+		k.gateup = k.gateup.Rows(0, min(m.Batch.T, k.gateup.Dim(0)))
+	}
+	return k
+}
+
 // Forward runs the decoder over the loaded batch, segments apart, and leaves the normed output of
 // the last layer for Loss. In training it keeps what Backward needs.
 func (m *Model) Forward() { m.forward(m.temp.xn) }
 
 func (m *Model) forward(xn ops.Tensor) {
-	m.b.Embed(m.at(0).x, m.embed, m.Batch)
+	m.b.Embed(m.at(0).forward.x, m.embed, m.Batch)
 	for l := range m.layers {
 		m.forwardLayer(l, m.at(l), packed)
+		m.send(l)
 	}
 	m.lastNorm(xn)
 }
@@ -69,7 +84,7 @@ func (m *Model) Prefill() { m.generate(prefill) }
 func (m *Model) Decode() { m.generate(decode) }
 
 func (m *Model) generate(how attention) {
-	m.b.Embed(m.at(0).x, m.embed, m.Batch)
+	m.b.Embed(m.at(0).forward.x, m.embed, m.Batch)
 	for l := range m.layers {
 		m.forwardLayer(l, m.at(l), how)
 	}
@@ -90,39 +105,58 @@ const (
 )
 
 func (m *Model) forwardLayer(l int, s saved, how attention) {
-	b, w, batch, eps := m.b, &m.layers[l], m.Batch, float32(m.Config.RMSNormEps)
-	qkv, o, gateup, down := m.lora(l, ops.SlotQKV), m.lora(l, ops.SlotO), m.lora(l, ops.SlotGateUp), m.lora(l, ops.SlotDown)
-	xn, act := m.rows(m.temp.xn), m.rows(m.temp.act)
+	b, w, batch := m.b, &m.layers[l], m.Batch
+	k, qkv, o, xn := s.forward, m.lora(l, ops.SlotQKV), m.lora(l, ops.SlotO), m.rows(m.temp.xn)
 
-	b.RMSNorm(xn, s.rhoIn, s.u[ops.SlotQKV], s.x, w.inNorm, eps, qkv, batch)
-	b.Linear(s.qkv, xn, w.qkv, s.u[ops.SlotQKV], qkv, ops.Epilogue{Rope: &m.rope}, batch)
+	b.RMSNorm(xn, s.rhoIn, s.u[ops.SlotQKV], k.x, w.inNorm, m.eps(), qkv, batch)
+	b.Linear(k.qkv, xn, w.qkv, s.u[ops.SlotQKV], qkv, ops.Epilogue{Rope: &m.rope}, batch)
 	if how != packed {
-		b.StoreKV(s.kv, s.qkv, m.heads, batch)
+		b.StoreKV(s.kv, k.qkv, m.heads, batch)
 	}
 	if how == decode {
-		b.DecodeAttention(s.o, s.u[ops.SlotO], s.qkv, s.kv, m.heads, o, batch)
+		b.DecodeAttention(k.o, s.u[ops.SlotO], k.qkv, s.kv, m.heads, o, batch)
 	} else {
-		b.Attention(s.o, s.lse, s.u[ops.SlotO], s.qkv, m.heads, o, batch)
+		b.Attention(k.o, k.lse, s.u[ops.SlotO], k.qkv, m.heads, o, batch)
 	}
-	b.Linear(s.mid, s.o, w.o, s.u[ops.SlotO], o, ops.Epilogue{Residual: s.x}, batch)
-
-	b.RMSNorm(xn, s.rhoPost, s.u[ops.SlotGateUp], s.mid, w.postNorm, eps, gateup, batch)
-	b.Linear(s.gateup, xn, w.gateup, s.u[ops.SlotGateUp], gateup, ops.Epilogue{}, batch)
-	b.SwiGLU(act, s.u[ops.SlotDown], s.gateup, down, batch)
-	b.Linear(m.output(l), act, w.down, s.u[ops.SlotDown], down, ops.Epilogue{Residual: s.mid}, batch)
+	b.Linear(k.mid, k.o, w.o, s.u[ops.SlotO], o, ops.Epilogue{Residual: k.x}, batch)
+	m.forwardMLP(l, s)
 }
+
+func (m *Model) forwardMLP(l int, s saved) {
+	b, w, k := m.b, &m.layers[l], s.forward
+	gateup, down := m.lora(l, ops.SlotGateUp), m.lora(l, ops.SlotDown)
+	xn, uGU, uDown, out := m.rows(m.temp.xn), s.u[ops.SlotGateUp], s.u[ops.SlotDown], m.output(l)
+
+	b.RMSNorm(xn, s.rhoPost, uGU, k.mid, w.postNorm, m.eps(), gateup, m.Batch)
+	m.eachTile(func(lo, hi int, batch *ops.Batch) {
+		gu, act := k.gateup.Rows(0, hi-lo), m.temp.act.Rows(0, hi-lo)
+		b.Linear(gu, cut(xn, lo, hi), w.gateup, cut(uGU, lo, hi), gateup, ops.Epilogue{}, batch)
+		b.SwiGLU(act, cut(uDown, lo, hi), gu, down, batch)
+		b.Linear(cut(out, lo, hi), act, w.down, cut(uDown, lo, hi), down, ops.Epilogue{Residual: cut(k.mid, lo, hi)}, batch)
+	})
+}
+
+// cut views rows lo to hi of a tensor that may be absent.
+func cut(t ops.Tensor, lo, hi int) ops.Tensor {
+	if t.Nil() {
+		return t
+	}
+	return t.Rows(lo, hi)
+}
+
+func (m *Model) eps() float32 { return float32(m.Config.RMSNormEps) }
 
 // output is where layer l writes the residual stream: the next layer's input.
 func (m *Model) output(l int) ops.Tensor {
 	if l+1 < len(m.layers) {
-		return m.rows(m.saved[l+1].x)
+		return m.rows(m.saved[l+1].forward.x)
 	}
 	return m.rows(m.temp.out)
 }
 
 func (m *Model) lastNorm(xn ops.Tensor) {
 	m.b.RMSNorm(m.rows(xn), m.rows(m.temp.rho), ops.Tensor{}, m.rows(m.temp.out), m.norm,
-		float32(m.Config.RMSNormEps), nil, m.Batch)
+		m.eps(), nil, m.Batch)
 }
 
 // Loss writes NLL and Hit of the batch's label rows after Forward, without a gradient.

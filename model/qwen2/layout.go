@@ -5,34 +5,42 @@ import (
 	"qlora/model/ops"
 )
 
-// saved is what a layer's forward keeps for its backward.
+// kept is what a layer's forward leaves for its backward, but for what is small.
+type kept struct {
+	x, mid ops.Tensor // (T,C) residual stream into the attention, and into the feed-forward
+	qkv    ops.Tensor // (T,(H+2Hk)·D) after rope
+	o      ops.Tensor // (T,H·D)
+	lse    ops.Tensor // (H,T)
+	gateup ops.Tensor // (T,2F); the backward turns it into its gradient
+}
+
+// saved is the activations of a layer. forward and backward are the same tensors where these stay in memory from the one
+// to the other, and places apart where they are made again or wait in host memory (host; Nil elsewhere).
 type saved struct {
-	x, mid         ops.Tensor // (T,C) residual stream into the attention, and into the feed-forward
+	forward, backward, host kept
+
 	rhoIn, rhoPost ops.Tensor // (T) of the two norms
-	qkv            ops.Tensor // (T,(H+2Hk)·D) after rope
-	o              ops.Tensor // (T,H·D)
-	lse            ops.Tensor // (H,T)
-	gateup         ops.Tensor // (T,2F); the backward turns it into its gradient
 	u, du          [ops.Slots]ops.Tensor
 	kv             ops.KVCache
 }
 
 // temporaries serve every layer in turn.
 type temporaries struct {
-	xn, act        ops.Tensor // forward: (T,C), (T,F)
+	xn, act        ops.Tensor // forward: (T,C), (tile,F)
 	out, rho       ops.Tensor // the last layer's output, and rho of the last norm
 	base           ops.Tensor // xn of ForwardBase
 	dx, dxn        ops.Tensor // (T,C)
-	dqkv, do, dact ops.Tensor
+	dqkv, do, dact ops.Tensor // dact (tile,F)
 }
 
 // layout collects the buffers of a run and the tensors that will view them.
 type layout struct {
 	buffers   []memory.Buffer
-	tensors   []*ops.Tensor // of each buffer
-	block     ops.Tensor    // of the batch
+	tensors   []*ops.Tensor    // of each buffer
+	copies    [][2]*ops.Tensor // tensors that are another's: from, to
+	block     ops.Tensor       // of the batch
 	workspace ops.Tensor
-	dims      ops.Dims
+	dims      ops.Dims // that it is for
 	weights   []*weightPlace
 	norms     []normPlace
 }
@@ -53,6 +61,28 @@ func (l *layout) add(dst *ops.Tensor, name string, c memory.Category, d ops.DTyp
 	l.tensors = append(l.tensors, dst)
 }
 
+// addHost asks for one in host memory.
+func (l *layout) addHost(dst *ops.Tensor, name string, c memory.Category, d ops.DType, first, last int, shape ...int) {
+	l.add(dst, name, c, d, first, last, shape...)
+	l.buffers[len(l.buffers)-1].Host = true
+}
+
+// same makes to the tensor that from is.
+func (l *layout) same(from, to *ops.Tensor) { l.copies = append(l.copies, [2]*ops.Tensor{from, to}) }
+
+// bind gives the tensors their places.
+func (l *layout) bind(p memory.Plan, arena, host ops.Buffer) {
+	for i, t := range l.tensors {
+		t.Buf, t.Off = arena, p.Offsets[i]
+		if p.Buffers[i].Host {
+			t.Buf = host
+		}
+	}
+	for _, c := range l.copies {
+		*c[1] = *c[0]
+	}
+}
+
 // layout lists every buffer of the run.
 func (m *Model) layout() *layout {
 	l := &layout{}
@@ -71,8 +101,9 @@ func (m *Model) layout() *layout {
 		}
 	}
 	l.dims = ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
-		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training}
-	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(m.b.WorkspaceBytes(l.dims)))
+		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training,
+		Quantized: l.quantized(), Tile: o.Saving.Tile}
+	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(m.sizes.WorkspaceBytes(l.dims)))
 	return l
 }
 
@@ -83,7 +114,7 @@ func (m *Model) adapterBuffers(l *layout) {
 	n, last := m.adapter.Len(), m.end()
 	l.add(&m.Params, "lora", memory.LoRA, ops.F32, 0, last, n)
 	for _, a := range m.adapters() {
-		l.add(&a.Pack, "lora pack", memory.LoRA, ops.U8, 0, last, int(m.b.LoRAPackBytes(a)))
+		l.add(&a.Pack, "lora pack", memory.LoRA, ops.U8, 0, last, int(m.sizes.LoRAPackBytes(a)))
 	}
 	if m.opt.Training {
 		l.add(&m.Grads, "lora gradients", memory.Gradients, ops.F32, 0, last, n)
@@ -96,9 +127,8 @@ func (m *Model) adapterBuffers(l *layout) {
 // layerBuffers lists activations. What a backward reads lives until then; in inference a
 // tensor dies in its own layer and the next layer's takes its place.
 func (m *Model) layerBuffers(l *layout) {
-	c, t, act := m.Config, m.opt.MaxT, m.b.Activation(m.opt.DType)
+	c, t, act := m.Config, m.opt.MaxT, m.sizes.Activation(m.opt.DType)
 	h, training := m.heads, m.opt.Training
-	wide := (h.H + 2*h.Hk) * h.D
 	m.saved = make([]saved, c.NumHiddenLayers)
 	for i := range m.saved {
 		s := &m.saved[i]
@@ -107,17 +137,9 @@ func (m *Model) layerBuffers(l *layout) {
 		if training {
 			attnEnd, mlpEnd = m.backAttnAt(i), m.backMLPAt(i)
 		}
-		keep := func(dst *ops.Tensor, name string, d ops.DType, first, last int, shape ...int) {
-			l.add(dst, name, memory.Activations, d, first, last, shape...)
-		}
-		keep(&s.x, "x", act, max(attn-1, 0), attnEnd, t, c.HiddenSize)
-		keep(&s.qkv, "qkv", act, attn, attnEnd, t, wide)
-		keep(&s.o, "o", act, attn, attnEnd, t, h.H*h.D)
-		keep(&s.mid, "x mid", act, attn, max(mlp, mlpEnd), t, c.HiddenSize)
-		keep(&s.gateup, "gate, up", act, mlp, mlpEnd, t, 2*c.IntermediateSize)
-		keep(&s.rhoIn, "rho", ops.F32, attn, attnEnd, t)
-		keep(&s.rhoPost, "rho", ops.F32, mlp, mlpEnd, t)
-		keep(&s.lse, "lse", ops.F32, attn, attnEnd, h.H*t)
+		m.keptBuffers(l, i)
+		l.add(&s.rhoIn, "rho", memory.Activations, ops.F32, attn, attnEnd, t)
+		l.add(&s.rhoPost, "rho", memory.Activations, ops.F32, mlp, mlpEnd, t)
 		m.adapterActivations(l, i, attn, attnEnd, mlp, mlpEnd)
 		if m.opt.Sequences > 0 {
 			for _, kv := range []*ops.Tensor{&s.kv.K, &s.kv.V} {
@@ -126,32 +148,94 @@ func (m *Model) layerBuffers(l *layout) {
 		}
 	}
 
-	head := m.headAt()
-	temp := func(dst *ops.Tensor, name string, first, last, cols int) {
-		l.add(dst, name, memory.Activations, act, first, last, t, cols)
+	head, last := m.headAt(), m.headAt()
+	temp := func(dst *ops.Tensor, name string, first, last, rows, cols int) {
+		l.add(dst, name, memory.Activations, act, first, last, rows, cols)
 	}
-	last := head
+	tile := m.opt.Saving.tileRoom(t)
 	if training {
 		last = m.end()
-		temp(&m.temp.dx, "dx", head, last, c.HiddenSize)
-		temp(&m.temp.dxn, "dxn", head, last, c.HiddenSize)
-		temp(&m.temp.do, "do", head+1, last, h.H*h.D)
-		temp(&m.temp.dqkv, "dqkv", head+1, last, wide)
-		temp(&m.temp.dact, "dact", head+1, last, c.IntermediateSize)
+		temp(&m.temp.dx, "dx", head, last, t, c.HiddenSize)
+		temp(&m.temp.dxn, "dxn", head, last, t, c.HiddenSize)
+		temp(&m.temp.do, "do", head+1, last, t, h.H*h.D)
+		temp(&m.temp.dqkv, "dqkv", head+1, last, t, (h.H+2*h.Hk)*h.D)
+		temp(&m.temp.dact, "dact", head+1, last, tile, c.IntermediateSize)
 	}
-	temp(&m.temp.xn, "xn", 0, head, c.HiddenSize)
-	temp(&m.temp.act, "act", 0, head-1, c.IntermediateSize)
-	temp(&m.temp.out, "x out", head-1, head, c.HiddenSize)
+	xnLast := head
+	if m.opt.Saving.GateUp > 0 {
+		xnLast = last
+	}
+	temp(&m.temp.xn, "xn", 0, xnLast, t, c.HiddenSize)
+	temp(&m.temp.act, "act", 0, head-1, tile, c.IntermediateSize)
+	temp(&m.temp.out, "x out", head-1, head, t, c.HiddenSize)
 	l.add(&m.temp.rho, "rho", memory.Activations, ops.F32, head, head, t)
 	if m.opt.Compare {
-		temp(&m.temp.base, "xn base", 0, last, c.HiddenSize)
+		temp(&m.temp.base, "xn base", 0, last, t, c.HiddenSize)
 		l.add(&m.Divergence, "kl", memory.IO, ops.F32, 0, m.end(), m.opt.MaxN)
 	}
 }
 
+// span is the moments between which a tensor's contents matter.
+type span struct{ first, last int }
+
+// keptBuffers lists what layer i keeps of its forward: one buffer from its making to its last reader in the backward
+// or, where it is made again or waits in host memory, one in the forward and one in the backward.
+func (m *Model) keptBuffers(l *layout, i int) {
+	c, h, t := m.Config, m.heads, m.opt.MaxT
+	how, act := m.opt.Saving, m.sizes.Activation(m.opt.DType)
+	attn, mlp, backMLP, backAttn := m.attnAt(i), m.mlpAt(i), m.backMLPAt(i), m.backAttnAt(i)
+	s := &m.saved[i]
+	wide := how.tileRoom(t)
+	for _, k := range []struct {
+		name              string
+		of                func(*kept) *ops.Tensor
+		forward, backward span // backward: its readers, or from where it is made again
+		again             bool
+		d                 ops.DType
+		shape             []int
+	}{
+		{"x", func(k *kept) *ops.Tensor { return &k.x }, span{max(attn-1, 0), attn}, span{backMLP, backAttn}, false, act, []int{t, c.HiddenSize}},
+		{"qkv", func(k *kept) *ops.Tensor { return &k.qkv }, span{attn, attn}, span{backMLP, backAttn}, how.wholeAgain(i), act, []int{t, (h.H + 2*h.Hk) * h.D}},
+		{"o", func(k *kept) *ops.Tensor { return &k.o }, span{attn, attn}, span{backMLP, backAttn}, how.wholeAgain(i), act, []int{t, h.H * h.D}},
+		{"lse", func(k *kept) *ops.Tensor { return &k.lse }, span{attn, attn}, span{backMLP, backAttn}, how.wholeAgain(i), ops.F32, []int{h.H, t}},
+		{"x mid", func(k *kept) *ops.Tensor { return &k.mid }, span{attn, mlp}, span{backMLP, backMLP}, how.wholeAgain(i), act, []int{t, c.HiddenSize}},
+		{"gate, up", func(k *kept) *ops.Tensor { return &k.gateup }, span{mlp, mlp}, span{backMLP, backMLP}, how.gateUpAgain(i), act, []int{wide, 2 * c.IntermediateSize}},
+	} {
+		forward, backward := k.of(&s.forward), k.of(&s.backward)
+		add := func(dst *ops.Tensor, name string, at span) {
+			l.add(dst, name, memory.Activations, k.d, at.first, at.last, k.shape...)
+		}
+		switch {
+		case !m.opt.Training:
+			add(forward, k.name, k.forward)
+		case k.again:
+			add(forward, k.name, k.forward)
+			add(backward, k.name+" again", k.backward)
+		case how.offloaded(i):
+			add(forward, k.name, span{k.forward.first, m.sentAt(i)})
+			add(backward, k.name+" back", span{m.fetchAt(i), k.backward.last})
+			l.addHost(k.of(&s.host), k.name, memory.Activations, k.d, mlp, backMLP, k.shape...)
+		default:
+			add(forward, k.name, span{k.forward.first, k.backward.last})
+			l.same(forward, backward)
+		}
+	}
+}
+
+// sentAt is the last moment at which layer i's activations are on their way to host memory: the end of the next layer.
+func (m *Model) sentAt(i int) int { return min(m.mlpAt(i)+2, m.headAt()) }
+
+// fetchAt is the moment at which they begin to come back: the layer above has its backward, or the head.
+func (m *Model) fetchAt(i int) int {
+	if i+1 == m.Config.NumHiddenLayers {
+		return m.headAt()
+	}
+	return m.backMLPAt(i + 1)
+}
+
 // adapterActivations lists u and du of the modules of layer i.
 func (m *Model) adapterActivations(l *layout, i, attn, attnEnd, mlp, mlpEnd int) {
-	t, act := m.opt.MaxT, m.b.Activation(m.opt.DType)
+	t, act := m.opt.MaxT, m.sizes.Activation(m.opt.DType)
 	for slot := range ops.Slots {
 		a := m.lora(i, slot)
 		if a == nil {

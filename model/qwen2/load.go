@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
+	"qlora/internal/nf4"
 	"qlora/model/memory"
 	"qlora/model/ops"
 	"qlora/model/weights"
@@ -30,9 +32,10 @@ func (m *Model) weightBuffers(l *layout) {
 	c, h := m.Config, m.heads
 	width := c.HiddenSize
 	m.layers = make([]layer, c.NumHiddenLayers)
-	l.weight(m, &m.embed, ops.Plain, false, width, []string{"model.embed_tokens"}, c.VocabSize)
+	l.table(m, &m.embed, "model.embed_tokens")
+	l.buffers[len(l.buffers)-1].Host = m.opt.Saving.HostEmbedding
 	if !c.TieWordEmbeddings {
-		l.weight(m, &m.head, ops.Plain, false, width, []string{"lm_head"}, c.VocabSize)
+		l.table(m, &m.head, "lm_head")
 	}
 	for i := range m.layers {
 		y, p := &m.layers[i], fmt.Sprintf("model.layers.%d.", i)
@@ -56,13 +59,53 @@ func (m *Model) weightBuffers(l *layout) {
 	}
 }
 
-// weight asks for room for one fused weight.
+// weight asks for room for one fused weight of a layer.
 func (l *layout) weight(m *Model, dst *ops.Weight, kind ops.WeightKind, bias bool, cols int, names []string, parts ...int) ops.WeightSpec {
-	w := &weightPlace{dst: dst, names: names, spec: ops.WeightSpec{Name: names[0], Kind: kind, DType: m.opt.DType,
+	w := &weightPlace{dst: dst, names: names, spec: ops.WeightSpec{Name: names[0], Kind: kind,
 		Parts: parts, Cols: cols, HeadDim: m.heads.D, Bias: bias, Back: m.opt.Training}}
-	l.weights = append(l.weights, w)
-	l.add(&w.mem, names[0], memory.Weights, ops.U8, 0, m.end(), int(m.b.WeightBytes(w.spec)))
+	w.spec.DType, w.spec.Single = m.storage(names)
+	l.place(m, w)
 	return w.spec
+}
+
+// table asks for room for the embedding or the head, which are never quantised.
+func (l *layout) table(m *Model, dst *ops.Weight, name string) {
+	dtype := m.opt.DType
+	if dtype == ops.NF4 {
+		dtype = ops.BF16
+	}
+	l.place(m, &weightPlace{dst: dst, names: []string{name}, spec: ops.WeightSpec{Name: name, Kind: ops.Plain, DType: dtype,
+		Parts: []int{m.Config.VocabSize}, Cols: m.Config.HiddenSize, HeadDim: m.heads.D, Back: m.opt.Training}})
+}
+
+func (l *layout) place(m *Model, w *weightPlace) {
+	l.weights = append(l.weights, w)
+	l.add(&w.mem, w.spec.Name, memory.Weights, ops.U8, 0, m.end(), int(m.sizes.WeightBytes(w.spec)))
+}
+
+// storage is how a weight made of these tensors is stored: as the run asks for or, in a checkpoint that is quantised
+// already, as it is. Where only some of its parts are NF4 there, those are dequantised, to the values they are computed with.
+func (m *Model) storage(names []string) (d ops.DType, single bool) {
+	if !m.src.Quantized {
+		return m.opt.DType, m.opt.Single
+	}
+	for i, name := range names {
+		t, err := m.src.Tensor(name + ".weight")
+		if err != nil { // loading says so
+			return ops.BF16, false
+		}
+		whole := len(t.Shape) == 2 && t.Shape[1]%nf4.Block == 0 // blocks run across rows elsewhere
+		if t.DType != weights.NF4 || !whole || i > 0 && t.Double() == single {
+			return ops.BF16, false
+		}
+		single = !t.Double()
+	}
+	return ops.NF4, single
+}
+
+// quantized says whether any weight is NF4.
+func (l *layout) quantized() bool {
+	return slices.ContainsFunc(l.weights, func(w *weightPlace) bool { return w.spec.DType == ops.NF4 })
 }
 
 func (l *layout) norm(m *Model, dst *ops.Tensor, name string) {
@@ -71,7 +114,8 @@ func (l *layout) norm(m *Model, dst *ops.Tensor, name string) {
 }
 
 // load streams every weight to its place.
-func (m *Model) load(src *weights.Model, l *layout) error {
+func (m *Model) load(l *layout) error {
+	src := m.src
 	if err := refuseUnknown(src, l, m.Config); err != nil {
 		return err
 	}
@@ -86,9 +130,6 @@ func (m *Model) load(src *weights.Model, l *layout) error {
 		if done += w.mem.Bytes(); m.opt.Progress != nil {
 			m.opt.Progress(done, total)
 		}
-	}
-	if m.Config.TieWordEmbeddings {
-		m.head = m.embed
 	}
 	for _, n := range l.norms {
 		v, err := readVector(src, n.name+".weight", m.Config.HiddenSize)
@@ -137,8 +178,15 @@ func (m *Model) loadWeight(src *weights.Model, w *weightPlace) error {
 			return fmt.Errorf("%s.weight has shape %v, but the config makes it [%d %d]", name, t.Shape, rows, w.spec.Cols)
 		}
 		parts[i] = ops.Source{Name: name, Rows: rows, Cols: w.spec.Cols, ReadF32: finite(t), Random: t.Random}
-		if t.DType == weights.BF16 {
+		switch {
+		case t.DType == weights.BF16:
 			parts[i].ReadBF16 = finiteRaw(t)
+		case t.DType == weights.NF4 && w.spec.DType == ops.NF4:
+			scales, err := t.Scales()
+			if err != nil {
+				return err
+			}
+			parts[i].NF4 = &ops.NF4Source{Scales: scales, ReadCodes: t.ReadCodes}
 		}
 		if w.spec.Bias {
 			b, err := readVector(src, name+".bias", rows)

@@ -13,6 +13,7 @@ package qwen2
 import (
 	"fmt"
 
+	"qlora/internal/nf4"
 	"qlora/model/memory"
 	"qlora/model/ops"
 	"qlora/model/weights"
@@ -20,14 +21,20 @@ import (
 
 // Options say what a model is built for. They fix all of its memory.
 type Options struct {
-	DType            ops.DType // storage of the frozen weights: F32 or BF16
+	DType            ops.DType // storage of the frozen weights: F32, BF16, or NF4 of the layers' and BF16 of the rest
+	Single           bool      // NF4 without double quantisation
 	Training         bool      // keep what the backward needs
 	MaxT, MaxS, MaxN int       // room of one packed row: tokens, segments, label rows
 	Adapter          Adapter   // nil: the base alone
 	Sequences        int       // KV cache: sequences decoded together, 0 for none
 	Context          int       // KV cache: positions a sequence
 	Compare          bool      // room for ForwardBase and KL
+	Saving           Saving    // what is kept less of
 	Progress         func(done, total int64)
+
+	// Watch fills the memory with a pattern before anything is written, and gives every buffer a place of its own, for
+	// HighWater: more memory than the plan says.
+	Watch bool
 }
 
 // Adapter is a LoRA set as the model sees it: which weights it adapts, and where its flat
@@ -58,14 +65,19 @@ type Model struct {
 	Batch *ops.Batch
 
 	b       ops.Backend
+	sizes   ops.Sizes
+	src     *weights.Model // while loading
 	opt     Options
+	arena   ops.Buffer
+	host    ops.Buffer  // nil where nothing lies in host memory
+	places  memory.Plan // of a model that is watched: the plan, each buffer by itself
 	heads   ops.Heads
 	rope    ops.Rope
 	embed   ops.Weight
 	head    ops.Weight // the embedding itself where tied
 	norm    ops.Tensor // last norm (C)
 	layers  []layer
-	saved   []saved // a layer's, kept for its backward; in inference they share their places
+	saved   []saved // of each layer; in inference they share their places
 	temp    temporaries
 	adapter Adapter
 }
@@ -76,34 +88,112 @@ type layer struct {
 	qkv, o, gateup, down ops.Weight
 }
 
-// Build plans the whole run, makes its arena, and streams the weights in.
-func Build(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
-	m := &Model{Config: src.Config, b: b, opt: o, adapter: o.Adapter}
+// Buffers lists the memory of a run that Build would make.
+func Buffers(sizes ops.Sizes, src *weights.Model, o Options) ([]memory.Buffer, error) {
+	_, l, err := prepare(sizes, src, o)
+	if err != nil {
+		return nil, err
+	}
+	return l.buffers, nil
+}
+
+// prepare lists what a run is made of.
+func prepare(sizes ops.Sizes, src *weights.Model, o Options) (*Model, *layout, error) {
 	c := src.Config
+	if err := o.Saving.check(c.NumHiddenLayers, c.TieWordEmbeddings, o.Training); err != nil {
+		return nil, nil, err
+	}
+	m := &Model{Config: c, sizes: sizes, src: src, opt: o, adapter: o.Adapter}
 	m.heads = ops.Heads{H: c.NumAttentionHeads, Hk: c.NumKeyValueHeads, D: c.HeadDim}
 	l := m.layout()
-	var err error
-	if m.Plan, err = memory.Layout(l.buffers, ops.Align); err != nil {
-		return nil, err
+	for _, w := range l.weights {
+		if w.spec.DType == ops.NF4 && w.spec.Cols%nf4.Block != 0 {
+			return nil, nil, fmt.Errorf("qwen2: %s has %d columns, and NF4 takes multiples of %d: leave the model in 16 bits", w.spec.Name, w.spec.Cols, nf4.Block)
+		}
 	}
-	arena, err := b.NewArena(m.Plan.Bytes)
+	return m, l, nil
+}
+
+// Build plans the whole run, makes its arena, and streams the weights in.
+func Build(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
+	m, l, err := prepare(b, src, o)
 	if err != nil {
-		return nil, fmt.Errorf("qwen2: %d bytes for the run: %w", m.Plan.Bytes, err)
-	}
-	for i, dst := range l.tensors {
-		dst.Buf, dst.Off = arena, m.Plan.Offsets[i]
-	}
-	if m.Batch, err = ops.NewBatch(l.block, o.MaxT, o.MaxS, o.MaxN); err != nil {
 		return nil, err
+	}
+	if err := m.allocate(b, l); err != nil {
+		return nil, err
+	}
+	if err := m.load(l); err != nil {
+		return nil, err
+	}
+	m.tie()
+	m.src = nil
+	return m, b.Sync()
+}
+
+// tie makes the embedding the head too where the model has no other.
+func (m *Model) tie() {
+	if m.head == nil {
+		m.head = m.embed
+	}
+}
+
+// Sketch is Build without values: a model whose steps a backend can follow that computes nothing.
+func Sketch(b ops.Backend, src *weights.Model, o Options) (*Model, error) {
+	m, l, err := prepare(b, src, o)
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range l.weights {
+		*w.dst = &sketched{w.spec, w.mem.Bytes()}
+	}
+	m.tie()
+	return m, m.allocate(b, l)
+}
+
+// sketched is a weight without values.
+type sketched struct {
+	spec  ops.WeightSpec
+	bytes int64
+}
+
+func (w *sketched) Spec() ops.WeightSpec { return w.spec }
+func (w *sketched) Bytes() int64         { return w.bytes }
+
+// allocate makes the arenas, and gives everything its place in them.
+func (m *Model) allocate(b ops.Backend, l *layout) (err error) {
+	m.b = b
+	if m.Plan, err = memory.Layout(l.buffers, ops.Align); err != nil {
+		return err
+	}
+	places := m.Plan
+	if m.opt.Watch {
+		if places, err = m.apart(); err != nil {
+			return err
+		}
+	}
+	if m.arena, err = b.NewArena(places.Bytes); err != nil {
+		return fmt.Errorf("qwen2: %d bytes for the run: %w", places.Bytes, err)
+	}
+	if places.HostBytes > 0 {
+		if m.host, err = b.NewHostArena(places.HostBytes); err != nil {
+			return fmt.Errorf("qwen2: %d bytes of host memory: %w", places.HostBytes, err)
+		}
+	}
+	l.bind(places, m.arena, m.host)
+	if m.opt.Watch {
+		if err := m.mark(places); err != nil {
+			return err
+		}
+	}
+	if m.Batch, err = ops.NewBatch(l.block, m.opt.MaxT, m.opt.MaxS, m.opt.MaxN); err != nil {
+		return err
 	}
 	b.SetWorkspace(l.workspace, l.dims)
-	if o.Adapter != nil {
-		o.Adapter.Bind(m.Params, m.Grads)
+	if m.opt.Adapter != nil {
+		m.opt.Adapter.Bind(m.Params, m.Grads)
 	}
-	if err := m.load(src, l); err != nil {
-		return nil, err
-	}
-	return m, b.Sync()
+	return nil
 }
 
 // SetParams gives the adapter its parameters. It may have put its modules elsewhere, or left some out, since the model

@@ -32,7 +32,7 @@ type Options struct {
 	Epochs      float64 // num_train_epochs
 	MaxSteps    int     // max_steps; 0: by Epochs
 	StepSamples int     // samples of an optimizer step: batch size times accumulation
-	RowTokens   int     // tokens of a packed row at most; 0: what Room chooses
+	RowTokens   int     // tokens of a packed row at most, 0: RowTokens; a longer sample has a row to itself
 
 	LearningRate, WeightDecay float64
 	LRRatio                   float64 // lorap_lr_ratio: B's rate over A's
@@ -149,11 +149,14 @@ func (o Options) totalSteps(order data.Order) int {
 	return int(math.Ceil(o.Epochs*float64(order.StepsPerEpoch(o.StepSamples)) - 1e-9))
 }
 
+// RowTokens is the room of a packed row where nothing says otherwise: more tokens are little faster and take more memory.
+const RowTokens = 2048
+
 // Room is how large a packed row can get: what qwen2.Build must make room for. Rows hold at most
 // rowTokens tokens (0: 2048), but always the longest sample whole. A step has stepSamples units.
 func Room(samples data.Source, eval data.Samples, stepSamples, rowTokens int, pad data.Pad) (maxT, maxS, maxN int) {
 	if rowTokens <= 0 {
-		rowTokens = 2048
+		rowTokens = RowTokens
 	}
 	train, held := samples.Bounds(), eval.Bounds()
 	longest, total := max(train.Sample, held.Sample, 1), max(train.Total, held.Total)
@@ -161,7 +164,10 @@ func Room(samples data.Source, eval data.Samples, stepSamples, rowTokens int, pa
 	multiple := max(pad.Multiple, 1)
 	up := func(n int) int { return (n + multiple - 1) / multiple * multiple }
 	maxT = up(max(min(rowTokens, total, longest*most), longest))
-	return maxT, min(maxT, most) + 1, maxT
+	if maxS = min(maxT, most); multiple > 1 {
+		maxS++ // of the tokens that round a row up
+	}
+	return maxT, maxS, max(maxT-1, 1) // nothing predicts the first token of a sample
 }
 
 // Run is one training run: a model in a backend's memory, the adapter being trained, and its data.

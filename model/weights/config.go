@@ -103,8 +103,9 @@ func (f *configFile) resolve() error {
 		return errors.New("mlp_bias is true: a bias in the MLP is not supported")
 	case c.ModelType == "llama" && c.AttentionBias:
 		return errors.New("attention_bias is true, which in a llama model includes o_proj: that is not supported")
-	case len(f.Quantization) > 0 && string(f.Quantization) != "null":
-		return errors.New("quantization_config: quantised checkpoints are not supported here; use the original model or a .gguf file")
+	}
+	if _, err := checkQuantization(f.Quantization); err != nil {
+		return err
 	}
 	if c.NumKeyValueHeads == 0 && c.ModelType == "llama" {
 		c.NumKeyValueHeads = c.NumAttentionHeads

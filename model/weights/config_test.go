@@ -94,7 +94,7 @@ func TestParseConfigRefuses(t *testing.T) {
 		{"yarn", qwenConfig(`"hidden_act"`, `"rope_scaling":{"type":"yarn","factor":4.0},"hidden_act"`), `rope type "yarn"`},
 		{"llama3 rope", qwenConfig(`"hidden_act"`, `"rope_parameters":{"rope_type":"llama3"},"hidden_act"`), `rope type "llama3"`},
 		{"sliding window", qwenConfig(`"use_sliding_window":false`, `"use_sliding_window":true`), "use_sliding_window"},
-		{"quantised", qwenConfig(`"hidden_act"`, `"quantization_config":{"bits":4},"hidden_act"`), "quantised checkpoints"},
+		{"quantised", qwenConfig(`"hidden_act"`, `"quantization_config":{"bits":4},"hidden_act"`), "only bitsandbytes in 4 bits of nf4"},
 		{"llama with bias", qwenConfig("Qwen2For", "LlamaFor", `"qwen2"`, `"llama"`, `"hidden_act"`, `"attention_bias":true,"hidden_act"`), "attention_bias is true"},
 		{"mlp bias", qwenConfig(`"hidden_act"`, `"mlp_bias":true,"hidden_act"`), "mlp_bias is true"},
 		{"eos outside", qwenConfig("151645", "151936"), "token id 151936 is outside"},

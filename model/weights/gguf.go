@@ -89,7 +89,7 @@ func ReadGGUF(src io.ReaderAt, size int64, name string) (*GGUF, error) {
 		g.meta = r.values(int(values))
 	}
 	if r.fits(tensors, 32, "tensors") { // a name's length, a number of dimensions, one of them, a type, an offset
-		g.tensors = r.tensors(int(tensors), &origin{name, src})
+		g.tensors = r.tensors(int(tensors), &origin{name: name, src: src})
 	}
 	if r.err != nil {
 		return nil, r.err

@@ -441,7 +441,7 @@ func BenchmarkReadRowsF32(b *testing.B) {
 		b.Run(string(dtype), func(b *testing.B) {
 			const rows, width = 512, 1024
 			size, _ := dtype.size(rows * width)
-			t := &Tensor{DType: dtype, Shape: []int{rows, width}, from: &origin{"bench", bytes.NewReader(make([]byte, size))}, size: size}
+			t := &Tensor{DType: dtype, Shape: []int{rows, width}, from: &origin{name: "bench", src: bytes.NewReader(make([]byte, size))}, size: size}
 			dst := make([]float32, rows*width)
 			b.SetBytes(4 * rows * width)
 			for b.Loop() {

@@ -34,6 +34,7 @@ type Model struct {
 	File       string            // the .gguf file; empty for a folder
 	HubID      string            // org/name on the hub; empty when unknown
 	Random     bool              // its weights are random numbers: NewRandom made it
+	Quantized  bool              // bitsandbytes has quantised some of its weights: their type is NF4
 
 	tensors map[string]*Tensor
 	folder  *Folder // nil for a .gguf file
@@ -106,11 +107,15 @@ func (m *Model) load() error {
 			return err
 		}
 		m.tensors = f.tensors.byName()
-		return nil
 	case m.folder.has(indexName):
-		return m.loadShards()
+		if err := m.loadShards(); err != nil {
+			return err
+		}
+	default:
+		return m.folder.notAModel()
 	}
-	return m.folder.notAModel()
+	m.Quantized, err = joinQuantized(m.tensors)
+	return err
 }
 
 func (m *Model) openShard(name string) (*File, error) {

@@ -91,7 +91,7 @@ func newRandom(name string, c Config, seed uint32) (*Model, error) {
 
 // addRandom adds a tensor whose bytes are made when they are read.
 func (m *Model) addRandom(name string, shape []int, src io.ReaderAt, stream *random.Normal) {
-	t := &Tensor{Name: name, DType: BF16, Shape: shape, from: &origin{m.HubID, src}, Random: stream}
+	t := &Tensor{Name: name, DType: BF16, Shape: shape, from: &origin{name: m.HubID, src: src}, Random: stream}
 	t.size = 2 * int64(t.Rows()) * int64(t.RowLen())
 	m.tensors[name] = t
 }

@@ -100,7 +100,7 @@ func ReadSafetensors(src io.ReaderAt, size int64, name string) (*File, error) {
 		return nil, fault(8, "the header begins with %q, not with {", header[0])
 	}
 	file := &File{name: name, close: func() error { return nil }}
-	if err := file.parse(header, &origin{name, src}); err != nil {
+	if err := file.parse(header, &origin{name: name, src: src}); err != nil {
 		return nil, err
 	}
 	if err := file.place(int64(8+n), size); err != nil {

@@ -31,8 +31,9 @@ type Tensor struct {
 
 // An origin is what tensors are read from.
 type origin struct {
-	name string // for error messages
-	src  io.ReaderAt
+	name      string // for error messages
+	src       io.ReaderAt
+	quantized *quantized // of an NF4 tensor, which has an origin of its own: src holds its codes
 }
 
 // A tensorBlock is where tensors of a file are made, 64 at a time.
@@ -127,13 +128,14 @@ func (t *Tensor) ReadRowsRaw(dst []byte, row, n int) error {
 }
 
 // ReadRowsF32 fills dst with rows [row, row+n) as float32: F16 and BF16 widened,
-// which is exact, the blocked types dequantised as their format defines. dst must
-// have n*RowLen elements.
+// which is exact, the blocked types dequantised as their format defines. What a
+// run computes with NF4 weights is these values rounded to bfloat16. dst must have
+// n*RowLen elements.
 func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 	widen := decoders[t.DType]
 	width := t.RowLen()
 	switch {
-	case widen == nil:
+	case widen == nil && t.from.quantized == nil:
 		return fmt.Errorf("%s: %s is stored as %s, which does not read as float32", t.from.name, t.Name, t.DType)
 	case len(dst) != n*width:
 		return fmt.Errorf("%s: %d elements asked for %d rows of %d", t.Name, len(dst), n, width)
@@ -145,6 +147,9 @@ func (t *Tensor) ReadRowsF32(dst []float32, row, n int) error {
 		return t.readPermuted(dst, row, n)
 	}
 	start := int64(row) * int64(width)
+	if t.from.quantized != nil {
+		return t.readNF4(dst, start)
+	}
 	return t.readElements(dst, start)
 }
 

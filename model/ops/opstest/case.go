@@ -13,6 +13,7 @@ type Case struct {
 	Size  Size
 	FLOPs float64 // multiplications and additions, LoRA included
 	Bytes float64 // least traffic with bfloat16 activations and weights
+	Cols  int     // of the frozen weight of a product; else 0
 
 	plan plan
 }

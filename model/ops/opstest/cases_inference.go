@@ -151,7 +151,7 @@ func nf4Cases() []Case {
 				s.tol = anything
 				return s.Tensor
 			}
-			q := ops.NF4{Codes: part("codes", ops.U8, (n+1)/2)}
+			q := ops.Quantized{Codes: part("codes", ops.U8, (n+1)/2)}
 			if double {
 				q.Absmax, q.Nested, q.Offset = part("absmax", ops.U8, blocks), part("nested", ops.F32, (blocks+255)/256), part("offset", ops.F32, 1)
 			} else {

@@ -110,6 +110,7 @@ func (k linearCase) build(op string) Case {
 	if k.decode {
 		c.Name += " decode"
 	}
+	c.Cols = in
 	c.FLOPs = product2(k.T, out, in) + product2(k.T, k.a.rank(), out)
 	c.Bytes = 2 * (sum(k.T)*sum(in, out, k.a.rank()) + sum(out)*sum(in))
 	return c

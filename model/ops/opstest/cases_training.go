@@ -269,6 +269,7 @@ func headCases() []Case {
 			c.Name += fmt.Sprintf(" smoothing %g", smoothing)
 			c.plan.name = c.Name
 		}
+		c.plan.dims.Training = op == "HeadLoss"
 		n := len(host.Rows)
 		if n*m.V > 1<<31 {
 			c.Size = Huge

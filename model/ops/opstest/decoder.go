@@ -45,7 +45,7 @@ func newDecoder(r *rig, m modelShape, L int, a decoderLoRA, T, N int, embeds boo
 	act := func(name string, cols int) ops.Tensor { return r.place(name, scratch, r.act, T, cols).Tensor }
 	h, wide, narrow := m.h, (m.h.H+2*m.h.Hk)*m.h.D, m.h.H*m.h.D
 	if embeds {
-		d.table = r.newWeight(r.plain("table", m.V, m.C), normal("table", 1))
+		d.table = r.newWeight(r.table("table", m.V, m.C), normal("table", 1))
 		d.x = []ops.Tensor{act("x0", m.C)}
 	} else {
 		d.x = []ops.Tensor{r.in("x0", nil, T, m.C)}
@@ -77,7 +77,7 @@ func newDecoder(r *rig, m modelShape, L int, a decoderLoRA, T, N int, embeds boo
 		d.x = append(d.x, act(fmt.Sprintf("x%d", i+1), m.C))
 	}
 	d.w, d.rho = r.in("norm", normal("norm", 1), m.C), r.place("rho", scratch, r.state, T).Tensor
-	d.head = r.newWeight(r.plain("head", m.V, m.C), nil)
+	d.head = r.newWeight(r.table("head", m.V, m.C), nil)
 	d.nll, d.hit = r.place("nll", scratch, r.state, N).Tensor, r.place("hit", scratch, r.state, N).Tensor
 	d.xn, d.dx, d.dxn = act("xn", m.C), act("dx", m.C), act("dxn", m.C)
 	d.do, d.dqkv, d.dact, d.act = act("do", narrow), act("dqkv", wide), act("dact", m.F), act("act", m.F)

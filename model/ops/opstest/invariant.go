@@ -184,6 +184,9 @@ func eachAlone(m *machine, s Storage, o Options, h ops.HostBatch) error {
 
 // noiseAsAlone: a token's noise depends on nothing but its own segment's length and its place, and on seed and step.
 func noiseAsAlone(m *machine, s Storage, _ Options) error {
+	if s.Weights == ops.NF4 {
+		s.Weights = ops.BF16 // a table of embeddings never is
+	}
 	embed := func(h ops.HostBatch) ([]float64, error) {
 		p := decoderPlan(even, h)
 		p.wire = func(r *rig) func() {

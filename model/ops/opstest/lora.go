@@ -97,6 +97,15 @@ func (r *rig) plain(name string, out, in int) ops.WeightSpec {
 	return ops.WeightSpec{Name: name, Kind: ops.Plain, DType: r.weight, Parts: []int{out}, Cols: in, Back: true}
 }
 
+// table is the spec of an embedding or a head, which NF4 leaves in bfloat16.
+func (r *rig) table(name string, rows, cols int) ops.WeightSpec {
+	s := r.plain(name, rows, cols)
+	if s.DType == ops.NF4 {
+		s.DType = ops.BF16
+	}
+	return s
+}
+
 func (r *rig) qkv(name string, h ops.Heads, in int) ops.WeightSpec {
 	return ops.WeightSpec{Name: name, Kind: ops.QKV, DType: r.weight, Parts: []int{h.H * h.D, h.Hk * h.D, h.Hk * h.D}, Cols: in, HeadDim: h.D, Back: true}
 }

@@ -163,7 +163,11 @@ func (r *rig) layOut(p *plan) {
 		}
 		r.load(h)
 	}
+	dims.Quantized = r.weight == ops.NF4
 	r.work = r.place("workspace", scratch, ops.U8, int(r.b.WorkspaceBytes(dims))).Tensor
+	if !r.sizing {
+		r.b.SetWorkspace(r.work, dims) // for weights that the wiring makes
+	}
 	call := p.wire(r)
 	r.run = func() {
 		r.b.SetWorkspace(r.work, dims) // anew each time: what lay there is gone where a test has written to it
@@ -343,7 +347,7 @@ func sources(spec ops.WeightSpec, w []float64) []ops.Source {
 			}
 			return nil
 		}
-		if spec.DType == ops.BF16 {
+		if spec.DType != ops.F32 {
 			s.ReadBF16 = func(dst []byte, row, n int) error {
 				copy(dst, encode(part[row*spec.Cols:(row+n)*spec.Cols], ops.BF16, nil))
 				return nil

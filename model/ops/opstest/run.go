@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/nf4"
 	"qlora/model/ops"
 )
 
@@ -45,6 +46,10 @@ func (o Options) takes(c Case, i int) (bool, string) {
 		return false, "head size"
 	case testing.Short() && c.plan.dims.C > 64:
 		return false, "-short"
+	case o.Storage[i].Weights == ops.NF4 && !quantizes[c.Op]:
+		return false, "not an op of NF4 weights"
+	case o.Storage[i].Weights == ops.NF4 && c.Cols%nf4.Block != 0:
+		return false, "rows of a weight that are not whole blocks of NF4"
 	case !usesWeights[c.Op]:
 		for _, before := range o.Storage[:i] {
 			if before.Activations == o.Storage[i].Activations {
@@ -56,6 +61,9 @@ func (o Options) takes(c Case, i int) (bool, string) {
 }
 
 var usesWeights = map[string]bool{"Embed": true, "Linear": true, "LinearBack": true, "HeadLoss": true, "HeadLoss eval": true, "Logits": true, "KL": true}
+
+// quantizes are the ops whose weights may be NF4.
+var quantizes = map[string]bool{"Linear": true, "LinearBack": true}
 
 var usesHeads = map[string]bool{"Attention": true, "AttentionBack": true, "DecodeAttention": true, "Linear": true}
 

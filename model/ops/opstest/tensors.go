@@ -9,12 +9,12 @@ import (
 	"qlora/model/ops"
 )
 
-// round is v as stored in d, to the nearest, ties to even.
+// round is v as stored in d, to the nearest, ties to even; of NF4 as it is quantised from.
 func round(v float64, d ops.DType) float64 {
 	switch d {
 	case ops.F32:
 		return float64(float32(v))
-	case ops.BF16:
+	case ops.BF16, ops.NF4:
 		return float64(math.Float32frombits(uint32(bf16(float32(v))) << 16))
 	}
 	return v
