@@ -28,10 +28,15 @@ type exportCmd struct {
 	ToOllama     bool     `name:"to_ollama" group:"What" help:"A folder for ollama create: a Modelfile with the template, system prompt and stop words it was trained with, and a GGUF adapter on a model of Ollama's library or on the base .gguf; a whole GGUF with --merge_lora, or where there is neither."`
 	Check        []string `name:"check" group:"What" sep:"," placeholder:"SERVER..." help:"Say whether vllm, sglang, tgi, llama.cpp and ollama take the adapter, why not, and by which flags; all for all of them."`
 
+	QuantMethod string `name:"quant_method" group:"What" placeholder:"NAME" help:"bnb, with --quant_bits 4: a model's folder whose linear layers are in bitsandbytes' NF4, as load_in_4bit saves them; with --adapters they are merged first."`
+	QuantBits   int    `name:"quant_bits" group:"What" help:"4, with --quant_method bnb."`
+	MergeBase   string `name:"merge_base" group:"How" default:"original" placeholder:"NAME" help:"What an adapter of a run with --quant_bits 4 is merged into: original, the model's own weights; dequantized, what NF4 made of them, which it was trained on. Measure both by qlora eval."`
+	DoubleQuant bool   `name:"bnb_4bit_use_double_quant" group:"How" default:"true" help:"Of NF4: the scales are quantised too."`
+
 	TorchDType   string `name:"torch_dtype" group:"How" placeholder:"NAME" help:"Of a model's folder: bfloat16, float16 or float32. By default that of the model, bfloat16 for a .gguf file."`
 	MaxShardSize string `name:"max_shard_size" group:"How" default:"5GB" placeholder:"SIZE" help:"Of one safetensors file of a model's folder."`
 	Quant        string `name:"quant" group:"How" default:"q8_0" placeholder:"NAME" help:"Of a model as GGUF: f32, f16, bf16, q8_0 or q4_0."`
-	OutputDir    string `name:"output_dir" group:"How" placeholder:"PATH" help:"Where it is written; it must not exist. By default beside the adapter, or the model's file: CHECKPOINT-merged, -hf, -peft, -gguf, -ollama."`
+	OutputDir    string `name:"output_dir" group:"How" placeholder:"PATH" help:"Where it is written; it must not exist. By default beside the adapter, or the model's file: CHECKPOINT-merged, -hf, -peft, -gguf, -ollama, -bnb-int4."`
 	JSON         bool   `name:"json" group:"How" help:"Print what --check finds as JSON."`
 }
 
@@ -46,6 +51,7 @@ Examples
   qlora export --adapters CHECKPOINT --to_gguf model --quant q4_0 --output_dir tuned-gguf
   qlora export --adapters CHECKPOINT --to_ollama true
   qlora export --adapters A B --adapter_weights 0.7 0.3 --merge_lora true --output_dir both
+  qlora export --model Qwen/Qwen2.5-7B-Instruct --quant_method bnb --quant_bits 4 --output_dir qwen-4bit
   qlora export --model model.gguf --to_hf true --output_dir model`
 }
 
@@ -56,6 +62,7 @@ const (
 	kindPEFT   = "-peft"
 	kindGGUF   = "-gguf"
 	kindOllama = "-ollama"
+	kindBNB    = "-bnb-int4"
 )
 
 // kind is what is to be written, "" for a check alone.
@@ -66,7 +73,7 @@ func (c *exportCmd) kind() (string, error) {
 		flag string
 		kind string
 	}{
-		{c.MergeLoRA && !c.ToOllama, "--merge_lora true", kindMerged}, {c.ToHF, "--to_hf true", kindHF}, {c.ToPEFTFormat, "--to_peft_format true", kindPEFT},
+		{c.quantises(), "--quant_method bnb", kindBNB}, {c.MergeLoRA && !c.ToOllama && !c.quantises(), "--merge_lora true", kindMerged}, {c.ToHF, "--to_hf true", kindHF}, {c.ToPEFTFormat, "--to_peft_format true", kindPEFT},
 		{c.ToGGUF != "", "--to_gguf " + c.ToGGUF, kindGGUF}, {c.ToOllama, "--to_ollama true", kindOllama},
 	} {
 		if k.on {
@@ -74,6 +81,10 @@ func (c *exportCmd) kind() (string, error) {
 		}
 	}
 	switch {
+	case c.quantises() && (!strings.EqualFold(c.QuantMethod, "bnb") || c.QuantBits != 4):
+		return "", usageError{fmt.Errorf("--quant_method %s --quant_bits %d: what is written is bnb in 4 bits, or GGUF by --to_gguf model --quant q8_0 or q4_0", c.QuantMethod, c.QuantBits)}
+	case c.MergeBase != "original" && c.MergeBase != "dequantized":
+		return "", usageError{fmt.Errorf("--merge_base %s: choose original or dequantized", c.MergeBase)}
 	case len(asked) > 2:
 		return "", usageError{fmt.Errorf("one thing is written at a time: %s or %s", asked[0], asked[2])}
 	case c.ToGGUF != "" && c.ToGGUF != "adapter" && c.ToGGUF != "model":
@@ -83,7 +94,12 @@ func (c *exportCmd) kind() (string, error) {
 	case len(c.Check) > 0:
 		return "", nil
 	}
-	return "", usageError{errors.New("what is to be written? --merge_lora true, --to_hf true, --to_peft_format true, --to_gguf adapter or model, --to_ollama true; --check all writes nothing")}
+	return "", usageError{errors.New("what is to be written? --merge_lora true, --to_hf true, --to_peft_format true, --to_gguf adapter or model, --to_ollama true, --quant_method bnb --quant_bits 4; --check all writes nothing")}
+}
+
+// quantises reports whether bitsandbytes' form is asked for.
+func (c *exportCmd) quantises() bool {
+	return c.QuantBits != 0 || !slices.Contains(disabled, strings.ToLower(c.QuantMethod))
 }
 
 func (c *exportCmd) Run(e *env) error {
@@ -148,6 +164,12 @@ func (c *exportCmd) source(e *env, b *base, list []namedDir) (*export.Source, er
 		return nil, usageError{err}
 	}
 	e.logf("adapters: %s", mixture(adapters, weights))
+	s.Dequantized, s.Double = c.MergeBase == "dequantized", c.DoubleQuant
+	for _, a := range list {
+		if saved, err := readArgs(a.dir); err == nil && saved.QuantBits == 4 && !s.Dequantized {
+			e.logf("notice: %s was trained on the base in 4 bits, and is merged into the original weights: --merge_base dequantized merges into what it was trained on", a.name)
+		}
+	}
 	return s, nil
 }
 
@@ -194,6 +216,12 @@ func (c *exportCmd) write(e *env, kind string, s *export.Source, path string) er
 			e.logf("notice: it was trained with the system prompt %.80q; a server takes the chat template's own, %.80q, where a request brings none", system, own.DefaultSystem)
 		}
 		return s.Folder(e.ctx, path, dtype, shard)
+	case kindBNB:
+		shard, err := parseSize(c.MaxShardSize)
+		if err != nil {
+			return usageError{fmt.Errorf("--max_shard_size %s: %w", c.MaxShardSize, err)}
+		}
+		return s.BNB(e.ctx, path, c.DoubleQuant, shard)
 	case kindPEFT:
 		return s.Adapter(path, lora.Base{Name: s.Name})
 	case kindGGUF:

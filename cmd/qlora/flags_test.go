@@ -23,7 +23,7 @@ func flagsOf(t *testing.T) map[string]map[string]shape {
 
 // ours are flags that ms-swift does not have.
 var ours = []string{"backend", "sync_ops", "profile_ops", "random_weights", "answers", "json", "vram_budget", "check_memory",
-	"adapter_weights", "resume", "with_base", "general", "choices", "markdown", "html", "to_gguf", "check", "quant"}
+	"adapter_weights", "resume", "with_base", "general", "choices", "markdown", "html", "to_gguf", "check", "quant", "merge_base"}
 
 func TestTableAgreesWithStructs(t *testing.T) {
 	shapes := flagsOf(t)

@@ -55,7 +55,8 @@ var evalFlags = []flagGroup{
 // exportFlags are the flags of `export`, whose arguments are derived in ms-swift from those of both training and inference.
 var exportFlags = []flagGroup{
 	{class: works, verbs: "export", names: `
-		model template system torch_dtype adapters merge_lora output_dir max_shard_size to_ollama to_peft_format to_hf`},
+		model template system torch_dtype adapters merge_lora output_dir max_shard_size to_ollama to_peft_format to_hf
+		quant_method quant_bits bnb_4bit_use_double_quant`},
 	{class: noEffect, verbs: "export", why: "models are written as safetensors", names: `safe_serialization`},
 	{class: noEffect, verbs: "export", why: "nothing is calibrated, so no data is read", names: `
 		dataset val_dataset columns data_seed dataset_num_proc dataset_shuffle val_dataset_shuffle split_dataset_ratio download_mode
@@ -75,12 +76,11 @@ var exportFlags = []flagGroup{
 	{class: noEffect, verbs: "export", why: "one process reads files and writes files", names: `
 		attn_impl experts_impl enable_npu_model_patch sequence_parallel_size device_map max_memory ddp_backend ddp_timeout device_groups
 		ray_exp_name use_ray tuner_backend tuner_type train_type thread_count test_convert_precision test_convert_dtype
-		save_missing_weights hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type bnb_4bit_use_double_quant`},
+		save_missing_weights hqq_axis bnb_4bit_compute_dtype bnb_4bit_quant_storage bnb_4bit_quant_type`},
 	{class: noEffect, verbs: "export", why: "the network is not used; models are read from disk or from the local hub caches", names: `
 		use_hf hub_token hub_model_id hub_private_repo commit_message local_repo_path`},
 	{class: noEffect, verbs: "export", why: "errors in flags are never ignored", names: `ignore_args_error`},
 	{class: unsupported, verbs: "export", off: disabled, why: "nothing is uploaded: copy the folder", names: `push_to_hub`},
-	{class: unsupported, verbs: "export", off: disabled, why: "the quantised forms written are GGUF's: use --to_gguf model --quant q8_0 or q4_0", names: `quant_method quant_bits`},
 	{class: unsupported, verbs: "export", off: disabled, why: "a target that exists is never replaced: choose another --output_dir", names: `exist_ok`},
 	{class: unsupported, verbs: "export", off: disabled, why: "give the checkpoint to --adapters", names: `ckpt_dir`},
 	{class: unsupported, verbs: "export", off: disabled, why: "--to_ollama true writes the GGUF itself, or names the base .gguf that --model gives", names: `gguf_file`},

@@ -17,9 +17,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"qlora/internal/atomicfile"
+	"qlora/internal/nf4"
 	"qlora/model/data"
 	"qlora/model/lora"
 	"qlora/model/tokenizer"
@@ -35,6 +37,10 @@ type Source struct {
 	Jinja    string // the text of the model's chat template, "" where it has none
 	Name     string // of the model, for metadata
 	Progress func(done, total int64)
+
+	// Dequantized adds the update to what NF4 makes of the linear layers, on which a QLoRA run was trained, in place of
+	// the layers themselves; Double says how their scales were stored there.
+	Dequantized, Double bool
 }
 
 // tensors lists the parameters in the order of the model, each once.
@@ -109,15 +115,28 @@ func (s *Source) changes(name string) bool {
 	return s.Update.Rank(module) > 0
 }
 
-// read fills dst with rows of a tensor, the update added, in float32.
-func (s *Source) read(t *weights.Tensor, dst []float32, row, n int) error {
-	if err := t.ReadRowsF32(dst, row, n); err != nil {
-		return err
+// reader returns what fills rows of a tensor, the update added, in float32. It may be called from many goroutines.
+func (s *Source) reader(t *weights.Tensor) func(dst []float32, row, n int) error {
+	base := t.ReadRowsF32
+	if s.Dequantized && linearWeight.MatchString(t.Name) {
+		once := sync.OnceValues(func() (*nf4.Tensor, error) { return quantized(t, s.Double, t.ReadRowsF32) })
+		base = func(dst []float32, row, n int) error {
+			q, err := once()
+			if err == nil {
+				q.ReadBF16(dst, row*t.RowLen())
+			}
+			return err
+		}
 	}
-	if s.changes(t.Name) {
-		s.Update.Add(strings.TrimSuffix(t.Name, ".weight"), dst, row, n)
+	return func(dst []float32, row, n int) error {
+		if err := base(dst, row, n); err != nil {
+			return err
+		}
+		if s.changes(t.Name) {
+			s.Update.Add(strings.TrimSuffix(t.Name, ".weight"), dst, row, n)
+		}
+		return nil
 	}
-	return nil
 }
 
 // chunkBytes is about how many bytes of float32 are made at a time.
@@ -130,10 +149,11 @@ func (s *Source) entry(ctx context.Context, wrote *tally, name string, t *weight
 		rows, width, unit := t.Rows(), t.RowLen(), max(rope, 1)
 		step := max(unit, chunkBytes/4/max(width, 1)/unit*unit)
 		chunks := (rows + step - 1) / step
+		read := s.reader(t)
 		return ordered(ctx, chunks, func(i int) ([]byte, error) {
 			row := i * step
 			n := min(step, rows-row)
-			return s.chunk(t, d, rope, row, n)
+			return s.chunk(t, d, rope, row, n, read)
 		}, func(chunk []byte) error {
 			wrote.add(int64(len(chunk)))
 			_, err := w.Write(chunk)
@@ -143,18 +163,18 @@ func (s *Source) entry(ctx context.Context, wrote *tally, name string, t *weight
 }
 
 // chunk makes the bytes of rows [row, row+n).
-func (s *Source) chunk(t *weights.Tensor, d weights.DType, rope, row, n int) ([]byte, error) {
+func (s *Source) chunk(t *weights.Tensor, d weights.DType, rope, row, n int, read func(dst []float32, row, n int) error) ([]byte, error) {
 	width := t.RowLen()
 	size, err := weights.EncodedBytes(d, n*width)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", t.Name, err)
 	}
 	out := make([]byte, size)
-	if t.DType == d && rope == 0 && !s.changes(t.Name) && !d.Blocked() && s.Model.GGUF() == nil {
+	if t.DType == d && rope == 0 && !s.changes(t.Name) && !s.Dequantized && !d.Blocked() && s.Model.GGUF() == nil {
 		return out, t.ReadRowsRaw(out, row, n) // as it is stored
 	}
 	values := make([]float32, n*width)
-	if err := s.read(t, values, row, n); err != nil {
+	if err := read(values, row, n); err != nil {
 		return nil, err
 	}
 	if rope > 0 {

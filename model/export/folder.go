@@ -155,3 +155,17 @@ func indented(fields any) ([]byte, error) {
 	err := enc.Encode(fields)
 	return out.Bytes(), err
 }
+
+// withField is a JSON object with one field more.
+func withField(object []byte, name string, value any) ([]byte, error) {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(object, &fields); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(value)
+	if err != nil {
+		return nil, err
+	}
+	fields[name] = text
+	return indented(fields)
+}
