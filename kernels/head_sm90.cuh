@@ -12,7 +12,7 @@ Oracle  model/cpu/headloss.go */
 #include "head_product.cuh"
 #include "linear_sm90_ring.cuh"
 
-constexpr int head_sm90_tile = 5;  // of tiles.h
+constexpr int head_sm90_tile = linear_sm90_tile_count - 1;  // the widest
 typedef linear_sm90_layout<head_sm90_tile, false> head_sm90_layout;
 constexpr int head_sm90_part = head_sm90_layout::width;
 static_assert(head_sm90_part == 256 && head_sm90_layout::tile.store_slots == head_sm90_layout::stores, "all of a tile is staged at once");
@@ -130,7 +130,7 @@ template <head_output Output> static qk_status head_sm90(const char *name, const
   maps.u = maps.lora_b = maps.residual = maps.a;
   linear_problem product = {};
   linear_sm90_counts n;
-  n.row_tiles = ceil_div(p.n, 256);
+  n.rows = p.n, n.row_tiles = ceil_div(p.n, 256);
   n.tiles = n.row_tiles * ceil_div(p.V, L::width);
   n.k_blocks = n.full_blocks = ceil_div(p.C, 64);
   const int clusters = n.tiles < device.multiprocessors / 2 ? n.tiles : device.multiprocessors / 2;

@@ -18,7 +18,8 @@ Form    One persistent block of 384 threads a multiprocessor, in clusters of two
 Tried   (in turn with cuBLAS, H200) remote arrive with .release.cluster 0.70, without 1.00; 256 x 128 tiles for all, as cuBLAS;
         width by waves 1.12-1.15 on N = 3584; 4 stages at width 256 -2 %; clusters of 4 -2 to -5 %; L2 hints, other tile
         orders, 5 stages: nothing. Residual by plain loads +15 %, through the ring +2 %; bias by plain loads +5 %. (H100)
-        Angles loaded where they are used, each behind a division by D, +9 % on qkv.
+        Angles loaded where they are used, each behind a division by D, +9 % on qkv. K split over blocks: not, although
+        1280 and 1536 rows leave it a few per cent, since a row's sums must not depend on the rows beside it.
 Oracle  model/cpu/linear.go */
 #pragma once
 
@@ -208,7 +209,7 @@ static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &de
   if (status) return status;
 
   linear_sm90_counts n;
-  n.row_tiles = ceil_div(p.M, 256);
+  n.rows = p.M, n.row_tiles = ceil_div(p.M, 256);
   n.tiles = n.row_tiles * ceil_div(p.N, tile.width);
   n.k_blocks = ceil_div(p.K, 64);
   n.full_blocks = n.k_blocks + ceil_div(p.R, 64) - (Tail > 0);
@@ -217,24 +218,23 @@ static qk_status linear_sm90_launch(const linear_problem &p, const qk_device &de
   return qk_launch(p.name, linear_sm90_kernel<Tile, BNInner, Tail>, 2 * clusters, 2, 384, Layout::bytes, stream, maps, n, p);
 }
 
-template <bool BNInner, int Tail>
-static qk_status linear_sm90_dispatch(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
-  static_assert(linear_sm90_tile_count == 6, "one case for each tile");
-  switch (linear_sm90_choose(p.M, p.N, p.K, device.multiprocessors)) {
-    case 0: return linear_sm90_launch<0, BNInner, Tail>(p, device, stream);
-    case 1: return linear_sm90_launch<1, BNInner, Tail>(p, device, stream);
-    case 2: return linear_sm90_launch<2, BNInner, Tail>(p, device, stream);
-    case 3: return linear_sm90_launch<3, BNInner, Tail>(p, device, stream);
-    case 4: return linear_sm90_launch<4, BNInner, Tail>(p, device, stream);
-    default: return linear_sm90_launch<5, BNInner, Tail>(p, device, stream);
-  }
+/* Launches the tile that was chosen, of those from Tile on. */
+template <bool BNInner, int Tail, int Tile = 0>
+static qk_status linear_sm90_dispatch(int chosen, const linear_problem &p, const qk_device &device, cudaStream_t stream) {
+  if constexpr (Tile < linear_sm90_tile_count) {
+    if constexpr ((linear_sm90_tiles[Tile].orders & (BNInner ? B_N_INNER : B_K_INNER)) != 0)
+      if (chosen == Tile) return linear_sm90_launch<Tile, BNInner, Tail>(p, device, stream);
+    return linear_sm90_dispatch<BNInner, Tail, Tile + 1>(chosen, p, device, stream);
+  } else
+    return qk_fail(QK_NO_VARIANT, "%s: no tile %d", p.name, chosen);
 }
 
 qk_status linear_sm90(const linear_problem &p, const qk_device &device, cudaStream_t stream) {
-  if (p.b_n_inner) return linear_sm90_dispatch<true, 0>(p, device, stream);
+  const int chosen = linear_sm90_choose(p.M, p.N, p.K, p.b_n_inner ? B_N_INNER : B_K_INNER, device.multiprocessors);
+  if (p.b_n_inner) return linear_sm90_dispatch<true, 0>(chosen, p, device, stream);
   switch (ceil_div(p.R % 64, 16)) {
-    case 1: return linear_sm90_dispatch<false, 1>(p, device, stream);
-    case 2: return linear_sm90_dispatch<false, 2>(p, device, stream);
-    default: return linear_sm90_dispatch<false, 0>(p, device, stream);
+    case 1: return linear_sm90_dispatch<false, 1>(chosen, p, device, stream);
+    case 2: return linear_sm90_dispatch<false, 2>(chosen, p, device, stream);
+    default: return linear_sm90_dispatch<false, 0>(chosen, p, device, stream);
   }
 }

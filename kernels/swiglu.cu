@@ -5,8 +5,8 @@ Shapes  act (T,F), gateup (T,2F, layout.cuh), u (T,Rt) bf16                     
 Numeric float32; act is rounded before u is made of it. exp by ex2.approx and division by rcp.approx: well below a bf16
         rounding. A token's results do not depend on the tokens beside it.
 Bound   memory: 6*F bytes a token
-Tried   (H100, T = 2048, F = 18944, rank 8) A asked for where it is multiplied with: 96 us, three quarters of it waiting for A
 Form    Blocks of 16 tokens by the whole row, as in rmsnorm.cu; few tokens in inference: elements alone over many blocks, then u.
+Tried   (H100, T = 2048, F = 18944, rank 8) A asked for where it is multiplied with: 96 us, three quarters of it waiting for A
 Oracle  model/cpu/swiglu.go */
 #include "lora.cuh"
 #include "swiglu.cuh"

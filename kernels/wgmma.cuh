@@ -101,6 +101,7 @@ template <> struct wgmma<128> {
   QK_WGMMA_RS(128, QK_R7, QK_D7, "%64", "%65", "%66", "%67", "%68", "%69")
 };
 template <> struct wgmma<144> { QK_WGMMA_SS(144, QK_R8, QK_D8, "%72", "%73", "%74", "%75") };
+template <> struct wgmma<160> { QK_WGMMA_SS(160, QK_R9, QK_D9, "%80", "%81", "%82", "%83") };
 template <> struct wgmma<176> { QK_WGMMA_SS(176, QK_R10, QK_D10, "%88", "%89", "%90", "%91") };
 template <> struct wgmma<192> { QK_WGMMA_SS(192, QK_R11, QK_D11, "%96", "%97", "%98", "%99") };
 template <> struct wgmma<224> { QK_WGMMA_SS(224, QK_R13, QK_D13, "%112", "%113", "%114", "%115") };

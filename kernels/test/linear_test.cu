@@ -138,27 +138,35 @@ static void check_edges(arena &memory, bool small) {
   for (int M : {1, 5, 8}) check(memory, {"few", false, M, 1152, 896, 24, true, true, true}, 0);
 }
 
-/* Shapes that choose each tile, with every kernel of it. */
-static void check_tiles(arena &memory, int multiprocessors) {
-  for (int tile = 0; tile < linear_sm90_tile_count; tile++) {
-    int M = 0, N = 0;
-    const int K = 456;
-    for (uint64_t seed = 0; seed < 100000; seed++) {
-      M = 1 + hash(seed) % 2000, N = 8 * (1 + hash(seed + 1000000) % 1000);
-      if (linear_sm90_choose(M, N, K, multiprocessors) == tile) break;
-      M = 0;
-    }
-    char name[32];
-    snprintf(name, sizeof name, "tile %d", linear_sm90_tiles[tile].width);
-    if (!M) {
-      expect(false, name);
-      continue;
-    }
-    check(memory, {name, false, M, N, K, 0, false, false, false}, 2);
-    check(memory, {name, false, M, N, K, 8, true, true, N >= 4 * D}, 2);
-    check(memory, {name, false, M, N, K, 24, false, true, false}, 2);
-    check(memory, {name, true, M, N, K, 0, false, false, false}, 2);
+/* A shape that chooses a tile; M is 0 where there is none. */
+static problem choosing(const char *name, int tile, linear_sm90_order order, int multiprocessors) {
+  const int K = 456;
+  for (uint64_t seed = 0; seed < 100000; seed++) {
+    const int M = 1 + hash(seed) % 2000, N = 8 * (1 + hash(seed + 1000000) % 1000);
+    if (linear_sm90_choose(M, N, K, order, multiprocessors) == tile) return {name, order == B_N_INNER, M, N, K, 0, false, false, false};
   }
+  return {name, order == B_N_INNER, 0, 0, 0, 0, false, false, false};
+}
+
+/* Every tile, in both orders of B that it takes, with every kernel of it. */
+static void check_tiles(arena &memory, int multiprocessors) {
+  for (int tile = 0; tile < linear_sm90_tile_count; tile++)
+    for (const linear_sm90_order order : {B_K_INNER, B_N_INNER}) {
+      if (!(linear_sm90_tiles[tile].orders & order)) continue;
+      char name[32];
+      snprintf(name, sizeof name, "tile %d", linear_sm90_tiles[tile].width);
+      problem p = choosing(name, tile, order, multiprocessors);
+      if (!p.M) {
+        expect(false, name);
+        continue;
+      }
+      check(memory, p, 2);
+      if (order == B_N_INNER) continue;
+      p.R = 8, p.bias = p.residual = true, p.rope = p.N >= 4 * D;
+      check(memory, p, 2);
+      p.R = 24, p.bias = p.rope = false;
+      check(memory, p, 2);
+    }
 }
 
 /* ---- Speed. */
