@@ -53,7 +53,7 @@ var testsMayImport = []struct {
 	edges string
 }{
 	{"model/...", "model/... internal/..."}, // whatever runs without a card
-	{"cuda/...", "model/..."}, // what a card computes is held to the processor, a whole model too
+	{"cuda/...", "model/..."},               // what a card computes is held to the processor, a whole model too
 	{"scripts/...", "internal/..."},
 }
 
