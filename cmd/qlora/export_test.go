@@ -48,7 +48,7 @@ func TestExportedAnswersAlike(t *testing.T) {
 	if got := ask("--model", r.model, "--adapters", "peft"); got != want {
 		t.Errorf("as one adapter: %q, want %q", got, want)
 	}
-	ok(t, r.work, "", "export", "--model", r.model, "--adapters", "a="+adapter, "b="+adapter, "--adapter_weights", "0.25", "0.75", "--merge_lora", "true", "--output_dir", "both")
+	ok(t, r.work, "", "merge-lora", "--model", r.model, "--adapters", "a="+adapter, "b="+adapter, "--adapter_weights", "0.25", "0.75", "--output_dir", "both")
 	if got := ask("--model", "both"); got != want {
 		t.Errorf("a quarter and three quarters: %q, want %q", got, want)
 	}

@@ -135,7 +135,7 @@ func parse(args []string) (*parsed, error) {
 			return &parsed{text: overview(k)}, nil
 		}
 		return &parsed{text: manual(k, rest[0])}, nil
-	case !slices.Contains(verbNames, verb):
+	case !slices.Contains(verbNames, verb) && !isMergeLoRA(verb):
 		return nil, unknownVerb(verb)
 	}
 	return parseVerb(k, verb, rest)
@@ -155,6 +155,9 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 	}
 	if verb == "fetch" && len(words) > 0 && !strings.HasPrefix(words[0], "-") {
 		words = append([]string{"--model"}, words...) // qlora fetch ORG/NAME
+	}
+	if isMergeLoRA(verb) {
+		verb, words = "export", append([]string{"--merge_lora", "true"}, words...)
 	}
 	settings, err := splitWords(words)
 	if err != nil {
@@ -180,16 +183,18 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 	return p, nil
 }
 
+// isMergeLoRA reports whether a verb is ms-swift's short one for export --merge_lora true.
+func isMergeLoRA(verb string) bool { return strings.ReplaceAll(verb, "-", "_") == "merge_lora" }
+
 // otherVerbs are commands of ms-swift that are no verbs here, and what to use instead.
 var otherVerbs = map[string]string{
-	"deploy":     "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that others serve: vllm serve MODEL --enable-lora --lora-modules NAME=CHECKPOINT",
-	"merge_lora": "use `qlora export --adapters CHECKPOINT --merge_lora true`",
-	"pt":         "use `qlora sft`, which trains on answers",
-	"rlhf":       "use `qlora sft`, which trains on answers",
-	"sample":     "use `qlora infer --val_dataset`",
-	"rollout":    "use `qlora infer --val_dataset`",
-	"app":        "use `qlora infer`, in the terminal",
-	"web_ui":     "use `qlora sft` and `qlora infer`, in the terminal",
+	"deploy":  "nothing is served here: `qlora infer --adapters CHECKPOINT` answers, and a checkpoint is a PEFT adapter that others serve: vllm serve MODEL --enable-lora --lora-modules NAME=CHECKPOINT",
+	"pt":      "use `qlora sft`, which trains on answers",
+	"rlhf":    "use `qlora sft`, which trains on answers",
+	"sample":  "use `qlora infer --val_dataset`",
+	"rollout": "use `qlora infer --val_dataset`",
+	"app":     "use `qlora infer`, in the terminal",
+	"web_ui":  "use `qlora sft` and `qlora infer`, in the terminal",
 }
 
 func unknownVerb(verb string) error {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"qlora/internal/atomicfile"
 	"qlora/internal/hubcache"
@@ -39,16 +38,15 @@ func newPlace(r *Repo) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
+	kind := hubcache.Models
+	if r.Dataset {
+		kind = hubcache.Datasets
+	}
 	if r.Hub == ModelScope {
-		org, name, _ := strings.Cut(r.ID, "/")
-		dir := filepath.Join(cache, "hub", "models", org, strings.ReplaceAll(name, ".", "___"))
+		dir := hubcache.ModelScopeRepo(kind, cache, r.ID)
 		return &place{snapshot: dir, blobs: dir, plain: true}, nil
 	}
-	kind := "models--"
-	if r.Dataset {
-		kind = "datasets--"
-	}
-	repo := filepath.Join(cache, kind+strings.ReplaceAll(r.ID, "/", "--"))
+	repo := hubcache.HuggingFaceRepo(kind, cache, r.ID)
 	return &place{snapshot: filepath.Join(repo, "snapshots", r.Commit), blobs: filepath.Join(repo, "blobs"), refs: filepath.Join(repo, "refs")}, nil
 }
 

@@ -95,12 +95,23 @@ func inHome(parts ...string) (string, error) {
 	return filepath.Join(slices.Concat([]string{home, ".cache"}, parts)...), nil
 }
 
+// HuggingFaceRepo is the folder of a repository in a cache of Hugging Face.
+func HuggingFaceRepo(k Kind, cache, id string) string {
+	return filepath.Join(cache, k.prefix+strings.ReplaceAll(id, "/", "--"))
+}
+
+// ModelScopeRepo is the folder that modelscope downloads a repository to.
+func ModelScopeRepo(k Kind, cache, id string) string {
+	org, name, _ := strings.Cut(id, "/")
+	return filepath.Join(cache, filepath.FromSlash(k.bases[0]), org, strings.ReplaceAll(name, ".", "___"))
+}
+
 func findHuggingFace(k Kind, id string) (dir string, looked []string, err error) {
 	cache, err := HuggingFaceDir()
 	if err != nil {
 		return "", nil, err
 	}
-	repo := filepath.Join(cache, k.prefix+strings.ReplaceAll(id, "/", "--"))
+	repo := HuggingFaceRepo(k, cache, id)
 	ref := filepath.Join(repo, "refs", "main")
 	text, err := os.ReadFile(ref)
 	if errors.Is(err, fs.ErrNotExist) {
