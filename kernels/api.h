@@ -13,7 +13,7 @@
  *   - Every kernel is bitwise repeatable: sums in a fixed order, no float atomics.
  *
  * Letters: T tokens, S segments, C hidden, H query heads, Hk key/value heads, D head size, F feed-forward,
- * V vocabulary rows, N label rows, R LoRA rank (a module's), Rt ranks of a fused weight's modules together.
+ * V vocabulary rows, N label rows, R LoRA rank (a module's), Rt columns of u: R of a fused weight's modules, each rounded up to a multiple of 8.
  */
 #ifndef QLORA_KERNELS_API_H
 #define QLORA_KERNELS_API_H
@@ -70,7 +70,7 @@ enum { QK_MAX_MODULES = 3, QK_MAX_RANK = 64 }; /* q, k, v */
 
 /* One module of a LoRA: model/ops Module. Rows and columns are those in the fused weight and in u. */
 typedef struct qk_module {
-  int32_t rank, col;      /* R; first column in u and du */
+  int32_t rank, col;      /* R; first column in u and du, whose columns beyond R, to the next multiple of 8, are zeros */
   int32_t row, rows;      /* first output row of its part, rows of the part */
   float scale;            /* s */
   uint32_t threshold;     /* dropout: 16-bit lanes below it are dropped; 0 keeps all */

@@ -47,6 +47,9 @@ QK_LAYOUT nf4_row nf4_row_of(const qk_nf4_weight &w, int n) {
   return {part, w.kind == QK_QKV && part < 2 ? rope_row(n, w.h.D) : n};
 }
 
+/* The columns of u and du that a module of this rank takes: whole units of 16 bytes. */
+QK_LAYOUT int module_columns(int rank) { return (rank + 7) / 8 * 8; }
+
 /* B' of module m, (R, places of its part), in pack_bt; in elements. */
 QK_LAYOUT int64_t bt_offset(const qk_lora &l, int m) {
   int64_t at = 0;

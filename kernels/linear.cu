@@ -6,26 +6,25 @@
 
 enum { VARIANT_AUTO, VARIANT_SM80, VARIANT_SM90, VARIANT_MATVEC };
 
-/* auto: Hopper's kernel on Hopper, but for LoRA ranks that TMA cannot carry (rows of 16 bytes). */
+/* auto: Hopper's kernel on Hopper. */
 static qk_status linear_run(const linear_problem &p, qk_stream stream, int32_t variant) {
   if (p.M < 1 || p.N < 1 || p.K < 1) return qk_fail(QK_BAD_ARGUMENT, "%s: empty product (%d,%d,%d)", p.name, p.M, p.N, p.K);
   if (p.K % 8 || p.N % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: (%d,%d,%d) must be divisible by 8 but for the tokens", p.name, p.M, p.N, p.K);
-  if (p.R < 0 || p.R > 192) return qk_fail(QK_BAD_ARGUMENT, "%s: LoRA ranks of %d columns together; at most 192", p.name, p.R);
+  if (p.R < 0 || p.R > 192 || p.R % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: LoRA of %d columns; a multiple of 8, at most 192", p.name, p.R);
   for (const void *data : {(const void *)p.c, (const void *)p.a, (const void *)p.b, (const void *)p.residual, (const void *)p.u, (const void *)p.lora_b})
     if ((uintptr_t)data % 16) return qk_fail(QK_BAD_ARGUMENT, "%s: a tensor at %p is not aligned to 16 bytes", p.name, data);
 
   qk_device device;
   if (const qk_status status = qk_current_device(&device, p.name)) return status;
-  const bool built = QK_HAS_SM90, rank_fits = p.R % 8 == 0;
+  const bool built = QK_HAS_SM90;
   const auto s = (cudaStream_t)stream;
   switch (variant) {
     case VARIANT_AUTO:
-      return built && device.hopper() && rank_fits ? linear_sm90(p, device, s) : linear_sm80(p, s);
+      return built && device.hopper() ? linear_sm90(p, device, s) : linear_sm80(p, s);
     case VARIANT_SM80: return linear_sm80(p, s);
     case VARIANT_SM90:
       if (!built) return qk_fail(QK_NO_VARIANT, "%s: built without sm_90a", p.name);
       if (!device.hopper()) return qk_fail(QK_NO_VARIANT, "%s: the sm_90a kernels run on capability 9.0; this card has %d.%d", p.name, device.major, device.minor);
-      if (!rank_fits) return qk_fail(QK_NO_VARIANT, "%s: the sm_90a kernels take LoRA ranks divisible by 8 together, not %d", p.name, p.R);
       return linear_sm90(p, device, s);
     case VARIANT_MATVEC: return matvec_linear(p, s);
   }

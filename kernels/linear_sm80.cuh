@@ -40,16 +40,6 @@ QK_DEVICE void linear_sm80_load_narrow(uint32_t dst, const bf16 *src, int row, i
   }
 }
 
-/* The same where rows are not whole 16-byte units: LoRA of a rank not divisible by 8, element by element. */
-QK_DEVICE void linear_sm80_load_ragged(uint8_t *dst, const bf16 *src, int row, int k, int rows, int columns) {
-  for (int i = threadIdx.x; i < 128 * 32; i += linear_sm80_layout::threads) {
-    const int r = i / 32, c = i % 32;
-    const bool inside = row + r < rows && k + c < columns;
-    *(bf16 *)(dst + narrow_place(r, c / 8) + c % 8 * 2) =
-        inside ? src[(int64_t)(row + r) * columns + k + c] : __float2bfloat16(0.f);
-  }
-}
-
 /* Starts the copy of a (32, 128) tile, N innermost, at (k, column) of a matrix (rows, columns); zero outside it. */
 QK_DEVICE void linear_sm80_load_wide(uint32_t dst, const bf16 *src, int k, int column, int rows, int columns) {
 #pragma unroll
@@ -71,12 +61,9 @@ QK_DEVICE void linear_sm80_load(const linear_problem &p, uint8_t *stage, int i, 
       linear_sm80_load_wide(b, p.b, i * L::k, column, p.K, p.N);
     else
       linear_sm80_load_narrow(b, p.b, column, i * L::k, p.N, p.K);
-  } else if (p.R % 8 == 0) {
+  } else {
     linear_sm80_load_narrow(a, p.u, row, (i - k_blocks) * L::k, p.M, p.R);
     linear_sm80_load_narrow(b, p.lora_b, column, (i - k_blocks) * L::k, p.N, p.R);
-  } else {
-    linear_sm80_load_ragged(stage, p.u, row, (i - k_blocks) * L::k, p.M, p.R);
-    linear_sm80_load_ragged(stage + L::a_bytes, p.lora_b, column, (i - k_blocks) * L::k, p.N, p.R);
   }
 }
 

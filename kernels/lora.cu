@@ -24,9 +24,9 @@ qk_status lora_check(const char *name, const qk_lora *l) {
     if (m.col != columns) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d begins at column %d of u, not at %d", name, i, m.col, columns);
     if (m.rows % 8 || m.row % 8 || m.row + m.rows > l->out) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d has rows %d to %d of %d; multiples of 8 within them", name, i, m.row, m.row + m.rows, l->out);
     if (m.threshold > 65535) return qk_fail(QK_BAD_ARGUMENT, "%s: module %d has dropout threshold %u; at most 65535", name, i, m.threshold);
-    columns += m.rank;
+    columns += module_columns(m.rank);
   }
-  if (columns != l->rank) return qk_fail(QK_BAD_ARGUMENT, "%s: the modules' ranks add up to %d, not %d", name, columns, l->rank);
+  if (columns != l->rank) return qk_fail(QK_BAD_ARGUMENT, "%s: the modules have %d columns of u, not %d", name, columns, l->rank);
   return QK_OK;
 }
 
@@ -47,15 +47,15 @@ __global__ void __launch_bounds__(pack_threads) lora_pack_kernel(const __grid_co
     const int column = e / l.rank, k = e % l.rank;
     int m = 0;
     while (m + 1 < l.n && k >= l.m[m + 1].col) m++;
-    const int c = part_place(l, l.m[m], column);
-    const float *b = (const float *)l.m[m].b;
-    ((bf16 *)l.pack_b)[e] = __float2bfloat16(c < 0 ? 0.f : b[(int64_t)own_row(l, l.m[m], c) * l.m[m].rank + k - l.m[m].col]);
+    const qk_module &mod = l.m[m];
+    const int c = part_place(l, mod, column), r = k - mod.col;
+    ((bf16 *)l.pack_b)[e] = __float2bfloat16(c < 0 || r >= mod.rank ? 0.f : ((const float *)mod.b)[(int64_t)own_row(l, mod, c) * mod.rank + r]);
   }
   for (int m = 0; m < l.n; m++) {
     const qk_module &mod = l.m[m];
     const float *a = (const float *)mod.a, *b = (const float *)mod.b;
     bf16 *to = (bf16 *)l.pack_a + (int64_t)mod.col * l.in;
-    for (int e = first; e < mod.rank * l.in; e += step) to[e] = __float2bfloat16(a[e]);
+    for (int e = first; e < module_columns(mod.rank) * l.in; e += step) to[e] = __float2bfloat16(e < mod.rank * l.in ? a[e] : 0.f);
     if (!l.pack_bt) continue;
     to = (bf16 *)l.pack_bt + bt_offset(l, m);
     for (int e = first; e < mod.rank * mod.rows; e += step) {
@@ -125,6 +125,10 @@ __global__ void __launch_bounds__(few_threads)
   int m = 0;
   while (m + 1 < l.n && column >= l.m[m + 1].col) m++;
   const qk_module &mod = l.m[m];
+  if (column - mod.col >= mod.rank) {
+    if (threadIdx.x == 0) u[(int64_t)t * l.rank + column] = __float2bfloat16(0.f);
+    return;
+  }
   const bf16 *row = x + (int64_t)t * l.in, *a = (const bf16 *)l.pack_a + (int64_t)column * l.in;
   dropout_token token = {};
   uint2 key = {};

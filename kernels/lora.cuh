@@ -75,8 +75,8 @@ QK_DEVICE void down_multiply(float (&acc)[Tiles][4], const bf16 *a, int rank, in
   }
 }
 
-/* Sums the tiles of the block's warps in order of the warps and writes columns col.. of u (T,ld). shared: Warps * 256
-floats. For all threads of the block, between whose uses of shared it synchronises. */
+/* Sums the tiles of the block's warps in order of the warps and writes a module's columns, from col on, of u (T,ld); those
+beyond its rank are zeros, as down_load and down_multiply read zeros for them. shared: Warps * 256 floats. For all threads of the block, between whose uses of shared it synchronises. */
 template <int Warps, int Tiles>
 QK_DEVICE void down_store(bf16 *u, int ld, int col, int rank, const float (&acc)[Tiles][4], float scale, float *shared,
                           int first, int T) {
@@ -94,7 +94,7 @@ QK_DEVICE void down_store(bf16 *u, int ld, int col, int rank, const float (&acc)
     __syncthreads();
     for (int o = threadIdx.x; o < 256; o += Warps * 32) {
       const int t = first + o % 128 / 8, r = 8 * (n0 + o / 128) + o % 8;
-      if (t >= T || r >= min(rank, 8 * Tiles)) continue;
+      if (t >= T || r >= min(module_columns(rank), 8 * Tiles)) continue;
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < Warps; w++) sum += shared[w * 256 + o];
@@ -105,28 +105,15 @@ QK_DEVICE void down_store(bf16 *u, int ld, int col, int rank, const float (&acc)
 
 /* ---- back */
 
-/* du of a tile's tokens in shared memory, rows `stride` apart, each module's ranks padded with zeros to a multiple of 8. The
-strides let the lanes of a fragment meet 32 banks. */
+/* du of a tile's tokens in shared memory, rows `stride` apart. The strides let the lanes of a fragment meet 32 banks. */
 constexpr int back_stride = QK_MAX_MODULES * QK_MAX_RANK + 8, back_stride_one = QK_MAX_RANK + 8;  // of one module
 
 /* Fills it, by so many threads; the caller synchronises. */
 QK_DEVICE void back_load(bf16 *tile, int stride, const bf16 *du, const qk_lora &l, int first, int T, int thread, int threads) {
-  int padded = 0;
-  for (int m = 0; m < l.n; m++) {
-    const int rank = l.m[m].rank, width = (rank + 7) / 8 * 8;
-    const bf16 *from = du + (int64_t)first * l.rank + l.m[m].col;
-    if (rank % 8 == 0 && l.rank % 8 == 0 && l.m[m].col % 8 == 0) {
-      for (int e = thread; e < lora_tokens * width / 8; e += threads) {
-        const int t = e % lora_tokens, r = e / lora_tokens * 8;
-        *(uint4 *)(tile + t * stride + padded + r) = load16(from + t * l.rank + r, first + t < T);
-      }
-    } else {
-      for (int e = thread; e < lora_tokens * width; e += threads) {
-        const int t = e % lora_tokens, r = e / lora_tokens;
-        tile[t * stride + padded + r] = r < rank && first + t < T ? from[t * l.rank + r] : (bf16)0.f;
-      }
-    }
-    padded += width;
+  const bf16 *from = du + (int64_t)first * l.rank;
+  for (int e = thread; e < lora_tokens * l.rank / 8; e += threads) {
+    const int t = e % lora_tokens, c = e / lora_tokens * 8;
+    *(uint4 *)(tile + t * stride + c) = load16(from + t * l.rank + c, first + t < T);
   }
 }
 
@@ -135,7 +122,6 @@ both tokens' parts of the dropout counter are given. */
 QK_DEVICE void back_multiply(float (&sum)[8][4], const bf16 *tile, int stride, const qk_lora &l, int base, uint2 key,
                              const dropout_token (&tokens)[2], int lane) {
   const int i = lane / 4, q = lane % 4;
-  int padded = 0;
   for (int m = 0; m < l.n; m++) {
     const qk_module &mod = l.m[m];
     const int c = base + 32 * (i % 2) + 8 * (i / 2);  // n of the product is the group of eight columns
@@ -146,11 +132,10 @@ QK_DEVICE void back_multiply(float (&sum)[8][4], const bf16 *tile, int stride, c
       const int r = r0 + 2 * q;
       const uint4 w0 = load16(a + (int64_t)r * l.in, inside && r < mod.rank);
       const uint4 w1 = load16(a + (int64_t)(r + 1) * l.in, inside && r + 1 < mod.rank);
-      const uint32_t a0 = *(const uint32_t *)(tile + i * stride + padded + r), a1 = *(const uint32_t *)(tile + (i + 8) * stride + padded + r);
+      const uint32_t a0 = *(const uint32_t *)(tile + i * stride + mod.col + r), a1 = *(const uint32_t *)(tile + (i + 8) * stride + mod.col + r);
 #pragma unroll
       for (int j = 0; j < 8; j++) mma_k8(acc[j], a0, a1, pair_of(w0, w1, j));
     }
-    padded += (mod.rank + 7) / 8 * 8;
     if (mod.threshold == 0) {
 #pragma unroll
       for (int j = 0; j < 8; j++)

@@ -61,20 +61,9 @@ QK_DEVICE float *grad_place(const grad_job &job, const qk_module &m, int c, int 
                             : (float *)m.db + (int64_t)own_row(job.l, m, column) * m.rank + rank;
 }
 
-/* Eight ranks of a token from r on, zeros beyond the module's. */
+/* Eight ranks of a token from r on. */
 QK_DEVICE uint4 grad_low(const grad_job &job, const qk_module &m, int r, int64_t t) {
-  const bf16 *from = job.low + t * job.l.rank + m.col + r;
-  if (r + 8 <= m.rank && job.l.rank % 8 == 0 && (m.col + r) % 8 == 0) return load16(from);
-  bf16 v[8];
-#pragma unroll
-  for (int j = 0; j < 8; j++) v[j] = r + j < m.rank ? from[j] : (bf16)0.f;
-  uint32_t w[4];
-#pragma unroll
-  for (int j = 0; j < 4; j++) {
-    const __nv_bfloat162 pair = {v[2 * j], v[2 * j + 1]};
-    w[j] = reinterpret_cast<const uint32_t &>(pair);
-  }
-  return make_uint4(w[0], w[1], w[2], w[3]);
+  return load16(job.low + t * job.l.rank + m.col + r);
 }
 
 /* Block (strips of a group, block of tokens). */

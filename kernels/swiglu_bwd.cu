@@ -38,7 +38,6 @@ enum { DOWN, GATE, UP };
 struct swiglu_factor {
   const bf16 *rows, *low;
   int rank, ld;  // of low
-  bool whole;    // low can be read 16 bytes at a time
 };
 
 struct swiglu_backward {
@@ -89,16 +88,8 @@ template <class L, int Tiles> QK_DEVICE void swiglu_bwd_low(const swiglu_backwar
     const int t = first + n % 64, tile = n / 64 % Tiles, x = n / (64 * Tiles);
     const swiglu_factor &f = p.factor[x];
     const uint32_t place = low + x * L::low_bytes + (tile * 64 + n % 64) * 16;
-    const int ranks = t < p.T ? min(8, f.rank - 8 * tile) : 0;
-    const bf16 *from = f.low + (int64_t)t * f.ld + 8 * tile;
-    if (ranks <= 0 || f.whole) {
-      copy_async(place, ranks > 0 ? from : p.dact, ranks > 0 ? 16 : 0);
-      continue;
-    }
-    bf16 v[8];
-#pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = j < ranks ? from[j] : (bf16)0.f;
-    store_shared16(place, *(const uint4 *)v);
+    const bool inside = t < p.T && 8 * tile < f.rank;
+    copy_async(place, inside ? f.low + (int64_t)t * f.ld + 8 * tile : p.dact, inside ? 16 : 0);
   }
 }
 
@@ -342,7 +333,7 @@ QK_DEVICE void swiglu_sum_du(const swiglu_finish &p, const qk_lora &gu) {
   for (int k = 0; k < gu.n; k++) {
     const qk_module &m = gu.m[k];
     if ((m.row == 0) != gate) continue;
-    for (int j = 0; j < 4 && rank + j < m.rank; j++) p.du_gu[t * gu.rank + m.col + rank + j] = __float2bfloat16(m.scale * v[j]);
+    for (int j = 0; j < 4 && rank + j < module_columns(m.rank); j++) p.du_gu[t * gu.rank + m.col + rank + j] = __float2bfloat16(m.scale * v[j]);
   }
 }
 
@@ -373,7 +364,7 @@ template <int Tiles> static qk_status swiglu_bwd_launch(const char *name, const 
 
 static swiglu_factor factor_of(const qk_lora *l, int module, const bf16 *rows, const bf16 *low) {
   const qk_module &m = l->m[module];
-  return {rows, low + m.col, m.rank, l->rank, m.rank % 8 == 0 && l->rank % 8 == 0 && m.col % 8 == 0};
+  return {rows, low + m.col, m.rank, l->rank};
 }
 
 extern "C" {

@@ -244,7 +244,7 @@ struct host_lora {
       qk_module &m = device.m[device.n++];
       m = {R, col, row, rows, .5f + i, (uint32_t)lround(p * 65536), (uint32_t)(7 + i), *a.back(), *b.back()};
       if (gradients) m.da = *da.back(), m.db = *db.back();
-      col += R, bt += (size_t)R * rows;
+      col += (R + 7) / 8 * 8, bt += (size_t)R * rows;
     }
     device.rank = col, device.in = in, device.out = row, device.kind = kind, device.h = h;
     pack_a = &t.out(BF16, (size_t)col * in), pack_b = &t.out(BF16, (size_t)row * col), pack_bt = &t.out(BF16, bt);
@@ -350,7 +350,7 @@ static qk_lora device_lora(arena &memory, int in, const std::vector<int> &parts,
     m = {rank, l.rank, l.out, rows, 2, (uint32_t)lround(p * 65536), (uint32_t)l.n + 1};
     m.a = (qk_ptr)memory.normal<float>((size_t)rank * in, .02f, 11 + l.n), m.b = (qk_ptr)memory.normal<float>((size_t)rank * rows, .02f, 21 + l.n);
     m.da = (qk_ptr)memory.normal<float>((size_t)rank * in, 1, 31), m.db = (qk_ptr)memory.normal<float>((size_t)rank * rows, 1, 32);
-    l.n++, l.rank += rank, l.out += rows;
+    l.n++, l.rank += (rank + 7) / 8 * 8, l.out += rows;
   }
   l.pack_a = (qk_ptr)memory.take((size_t)l.rank * in * 2), l.pack_b = (qk_ptr)memory.take((size_t)l.rank * l.out * 2);
   l.pack_bt = (qk_ptr)memory.take((size_t)l.rank * l.out * 2);

@@ -153,8 +153,9 @@ static void packs() {
   if (!t.run([&] { return l.pack(); })) return;
   values a, b((size_t)l.device.out * l.device.rank), bt;
   for (int i = 0; i < l.modules(); i++) {
-    a.insert(a.end(), l.a[i]->v.begin(), l.a[i]->v.end());
     const qk_module &m = l.m(i);
+    a.insert(a.end(), l.a[i]->v.begin(), l.a[i]->v.end());
+    a.resize((size_t)(m.col + (m.rank + 7) / 8 * 8) * l.device.in);
     values own((size_t)m.rank * m.rows);
     for (int o = 0; o < m.rows; o++)
       for (int r = 0; r < m.rank; r++) {

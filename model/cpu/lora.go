@@ -26,6 +26,7 @@ func (b *Backend[T]) loraDown(u, x []T, l *ops.LoRA, s span) {
 		mark := b.scratch.used
 		mulT(u[col:], l.Rank, b.dropped(x, in, m, s.h, s.lo, s.hi), in, b.in(m.A), in, s.len(), m.Rank, in, false)
 		scaleColumns(u[col:], l.Rank, s.len(), m.Rank, T(m.Scale))
+		zeroColumns(u[col:], l.Rank, s.len(), m)
 		b.scratch.used = mark
 	}
 }
@@ -52,6 +53,7 @@ func (b *Backend[T]) loraUp(du, dy []T, l *ops.LoRA, parts []int, s span) {
 		m, col := &l.Modules[i], l.Col(i)
 		mul(du[col:], l.Rank, dy[l.Row(i, parts):], out, b.in(m.B), m.Rank, s.len(), m.Rank, parts[m.Part], false)
 		scaleColumns(du[col:], l.Rank, s.len(), m.Rank, T(m.Scale))
+		zeroColumns(du[col:], l.Rank, s.len(), m)
 	}
 }
 
@@ -132,6 +134,13 @@ func (b *Backend[T]) normed(x []T, n ops.Norm, d ops.DType) []T {
 	C, xn := len(w), b.scratch.take(len(x))
 	b.rows(len(x)/C, func(t int) { normalise(xn[t*C:(t+1)*C], x[t*C:(t+1)*C], rhos[t], w, d) })
 	return xn
+}
+
+// zeroColumns clears the columns of a module that are beyond its rank; its first column is that of x, rows are ld apart.
+func zeroColumns[T Float](x []T, ld, rows int, m *ops.Module) {
+	for r := range rows {
+		clear(x[r*ld+m.Rank : r*ld+m.Width()])
+	}
 }
 
 // scaleColumns multiplies the first n columns of x by s; rows are ld apart.

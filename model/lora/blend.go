@@ -90,8 +90,9 @@ func (w *blended) settle(n int, used func(share) bool) int {
 		if rank = min(rank, MaxRank); rank == 0 {
 			continue
 		}
-		w.lora.Modules = append(w.lora.Modules, ops.Module{Part: part, Rank: rank})
-		w.lora.Rank += rank
+		o := ops.Module{Part: part, Rank: rank}
+		w.lora.Modules = append(w.lora.Modules, o)
+		w.lora.Rank += o.Width()
 		w.places = append(w.places, place{m.in, m.out, n, n + rank*m.in})
 		n += rank * (m.in + m.out)
 	}

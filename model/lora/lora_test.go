@@ -152,7 +152,7 @@ func TestScaleAndPatterns(t *testing.T) {
 		t.Fatal(err)
 	}
 	qkv, down := set.At(0, ops.SlotQKV), set.At(1, ops.SlotDown)
-	if m := qkv.Modules; m[0].Rank != 8 || m[0].Scale != 4 || m[1].Rank != 4 || m[1].Scale != 1 || qkv.Rank != 20 {
+	if m := qkv.Modules; m[0].Rank != 8 || m[0].Scale != 4 || m[1].Rank != 4 || m[1].Scale != 1 || qkv.Rank != 8+8+8 {
 		t.Errorf("qkv: %+v", qkv)
 	}
 	if down.Modules[0].Rank != 2 || down.Modules[0].Scale != 16 || set.At(0, ops.SlotDown).Rank != 8 {

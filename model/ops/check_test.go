@@ -44,7 +44,7 @@ func (r *room) lora(kind WeightKind, in int, ranks []int, parts ...int) *LoRA {
 		}
 		l.Modules = append(l.Modules, Module{Part: p, Rank: rank, Scale: 2, Drop: 0.1, Stream: uint32(p),
 			A: r.t("A", F32, rank, in), B: r.t("B", F32, parts[p], rank), DA: r.t("dA", F32, rank, in), DB: r.t("dB", F32, parts[p], rank)})
-		l.Rank += rank
+		l.Rank += l.Modules[len(l.Modules)-1].Width()
 	}
 	return l
 }
@@ -95,7 +95,7 @@ func goodArgs(t *testing.T) *args {
 	a.y, a.residual, a.o, a.do = mat("y", wide), mat("residual", wide), mat("o", narrow), mat("do", narrow)
 	a.qkv, a.dqkv, a.act, a.dact, a.gateup = mat("qkv", wide), mat("dqkv", wide), mat("act", tF), mat("dact", tF), mat("gateup", 2*tF)
 	a.u, a.du, a.duQKV = mat("u", 24), mat("du", 24), mat("duQKV", 24)
-	a.uO, a.duOut, a.duDown = mat("uO", 4), mat("duOut", 4), mat("duDown", 4)
+	a.uO, a.duOut, a.duDown = mat("uO", 8), mat("duOut", 8), mat("duDown", 8)
 	a.uGU, a.duGU = mat("uGU", 8), mat("duGU", 8)
 	a.rho, a.lse, a.w = r.t("rho", F32, tT), r.t("lse", F32, h.H, tT), r.t("w", F32, tC)
 	a.nll, a.hit, a.kl = r.t("nll", F32, tN), r.t("hit", F32, tN), r.t("kl", F32, tN)
@@ -191,7 +191,7 @@ func TestChecksRefuse(t *testing.T) {
 		op, want string
 		spoil    func(a *args)
 	}{
-		{"RMSNorm", "ops: RMSNorm: u (6,16) bfloat16 should be (6,24): the modules' ranks add up to 24", func(a *args) { a.u = a.u.Slice("u", 0, tT, 16) }},
+		{"RMSNorm", "ops: RMSNorm: u (6,16) bfloat16 should be (6,24): the modules take 24 columns", func(a *args) { a.u = a.u.Slice("u", 0, tT, 16) }},
 		{"RMSNorm", "ops: RMSNorm: u is missing: a LoRA of rank 24 is given", func(a *args) { a.u = Tensor{} }},
 		{"RMSNorm", "u (6,24) bfloat16 is given without a LoRA", func(a *args) { a.lQKV = nil }},
 		{"RMSNorm", "xn (6,31) bfloat16 should be (6,32): (T,C)", func(a *args) { a.xn = a.xn.Slice("xn", 0, tT, 31) }},
@@ -205,7 +205,7 @@ func TestChecksRefuse(t *testing.T) {
 		{"RMSNorm", "module 1 of l: A (16,32) bfloat16 should be float32", func(a *args) { a.lQKV.Modules[1].A.DType = BF16 }},
 		{"RMSNorm", "module 0 of l: A (8,30) float32 should be (8,32): (R,in)", func(a *args) { a.lQKV.Modules[0].A.Shape = []int{8, 30} }},
 		{"RMSNorm", "module 0 of l has rank 65, not 1 to 64", func(a *args) { a.lQKV.Modules[0].Rank = 65 }},
-		{"RMSNorm", "l has Rank 23, but its modules' ranks add up to 24", func(a *args) { a.lQKV.Rank = 23 }},
+		{"RMSNorm", "l has Rank 23, but its modules take 24 columns", func(a *args) { a.lQKV.Rank = 23 }},
 		{"RMSNorm", "module 0 of l has dropout 1", func(a *args) { a.lQKV.Modules[0].Drop = 1 }},
 		{"RMSNorm", "module 1 of l adapts part 0", func(a *args) { a.lQKV.Modules[1].Part = 0 }},
 		{"RMSNorm", "l has no modules", func(a *args) { a.lQKV.Modules, a.lQKV.Rank = nil, 0; a.u = a.u.Slice("u", 0, tT, 0) }},

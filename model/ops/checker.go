@@ -202,7 +202,7 @@ func (c *checker) low(arg string, t Tensor, written bool, act DType, T int, l *L
 	case t.Nil():
 		c.failf("%s is missing: a LoRA of rank %d is given", arg, l.Rank)
 	case len(t.Shape) == 2 && t.Shape[0] == T && t.Shape[1] != l.Rank:
-		c.failf("%s should be (%d,%d): the modules' ranks add up to %d", label(arg, t), T, l.Rank, l.Rank)
+		c.failf("%s should be (%d,%d): the modules take %d columns", label(arg, t), T, l.Rank, l.Rank)
 	default:
 		c.tensor(arg, t, written, only(act), "(T,Rank)", []int{T, l.Rank})
 	}
@@ -245,7 +245,7 @@ func (c *checker) modules(arg string, l *LoRA) {
 	sum := 0
 	for i := range l.Modules {
 		m := &l.Modules[i]
-		sum += m.Rank
+		sum += m.Width()
 		switch {
 		case m.Rank < 1 || m.Rank > MaxRank:
 			c.failf("module %d of %s has rank %d, not 1 to %d", i, arg, m.Rank, MaxRank)
@@ -260,9 +260,9 @@ func (c *checker) modules(arg string, l *LoRA) {
 	case sum == 0:
 		c.failf("%s has no modules: pass nil for a weight without LoRA", arg)
 	case sum > MaxRanks:
-		c.failf("%s has ranks that add up to %d, more than %d", arg, sum, MaxRanks)
+		c.failf("%s has modules of %d columns, more than %d", arg, sum, MaxRanks)
 	case l.Rank != sum:
-		c.failf("%s has Rank %d, but its modules' ranks add up to %d", arg, l.Rank, sum)
+		c.failf("%s has Rank %d, but its modules take %d columns", arg, l.Rank, sum)
 	}
 }
 

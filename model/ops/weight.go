@@ -91,20 +91,24 @@ type Module struct {
 	DA, DB Tensor  // their gradients, views of the flat gradients; Nil outside training
 }
 
+// Width is how many columns of u and du a module takes: its rank, rounded up so that every row and module begins at 16
+// bytes. The last ones, beyond the rank, are written as zeros.
+func (m *Module) Width() int { return (m.Rank + 7) &^ 7 }
+
 // LoRA is the adapters on one weight: some of its parts have a module, in part order. u and du
 // of the weight are (T, Rank): the modules' columns side by side.
 type LoRA struct {
 	Weight  WeightSpec // the weight adapted: its parts place each module's rows, its kind and head size their layout
 	Modules []Module
-	Rank    int    // sum of the modules' ranks
+	Rank    int    // columns of u and du: the modules' widths together
 	Pack    Tensor // the backend's own form of A and B (LoRAPackBytes), written by PackLoRA
 }
 
 // Col is the first column of module i in u and du.
 func (l *LoRA) Col(i int) int {
 	c := 0
-	for _, m := range l.Modules[:i] {
-		c += m.Rank
+	for k := range i {
+		c += l.Modules[k].Width()
 	}
 	return c
 }

@@ -25,7 +25,7 @@ const (
 func (a adapters) rank() int {
 	n := 0
 	for _, r := range a.ranks {
-		n += r
+		n += (&ops.Module{Rank: r}).Width()
 	}
 	return n
 }
