@@ -10,7 +10,7 @@
 #   sanitizer    compute-sanitizer's four tools (one alone: sanitizer-memcheck ...), each first on a bug planted for it
 #   determinism  every op 1000 times under memory traffic, to the bit; two processes, to the bit
 #   huge         cases of more than 2^31 elements: of no use on a card with less than 64 GB
-#   model        a real model's logits, and its losses over 100 steps, held to the processor's in float32
+#   model        a real model's logits, and its losses over 100 steps, held to the processor's
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
 #   use          what train made: blends, switched in a conversation; a batch gone on with; merged; measured against its base
 #   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
@@ -148,36 +148,19 @@ stage_determinism() {
 
 stage_huge() { check "past 2^31" passed -test.run '^TestCardHuge$'; }
 
-# steps NAME FLAGS...: 100 steps with the losses of all of them.
-steps() {
-  local name=$1
-  shift
-  bounded $qlora sft --model "$model" --dataset builtin:self-cognition --output_dir "$work/$name" --add_version false --save_strategy no \
-    --lora_dropout 0.05 --per_device_train_batch_size 2 --gradient_accumulation_steps 1 --num_train_epochs 25 --logging_steps 1 "$@"
-}
-
-# near: losses of the card beside the processor's: none more than 0.01 away, 0.003 in the mean.
-near() {
-  local side
-  for side in cuda cpu; do sed -n 's/.*"loss": *\([0-9.e+-]*\).*/\1/p' "$work/steps-$side/logging.jsonl" > "$work/losses-$side"; done
-  paste "$work/losses-cuda" "$work/losses-cpu" | tee "$out/losses.tsv" | awk '
-    { d = $1 > $2 ? $1 - $2 : $2 - $1; sum += d; if (d > most) most = d; last = $2 }
-    END { printf "%d losses, the last %s: %.5f apart at most, %.5f in the mean\n", NR, last, most, sum / NR
-          exit !(NR == 100 && NF == 2 && most > 0 && most <= 0.01 && sum / NR <= 0.003) }'
-}
-
 stage_model() {
   [ -f "$model" ] || { note model FAIL 0 "there is no $model: bring it along, or name another in MODEL"; return 1; }
-  check "logits" logits
-  check "100 steps" steps steps-cuda --backend cuda && check "100 steps, float32" steps steps-cpu --backend cpu --torch_dtype float32 && check "losses" near
+  check "logits" real '^TestCardModel$'
+  check "100 steps" real '^TestCardSteps$' -losses "$out/losses.tsv"
 }
 
-logits() {
-  bounded $tests -test.v -test.timeout 0 -test.run '^TestCardModel$' -model "$model" > "$work/tests" 2>&1
+# real runs a test of a real model, and says what it measured.
+real() {
+  bounded $tests -test.v -test.timeout 0 -test.run "$1" -model "$model" "${@:2}" > "$work/tests" 2>&1
   local status=$?
   grep -E '_test.go:|^panic|^---' "$work/tests"
-  grep -q -- '--- PASS: TestCardModel' "$work/tests" || return $((status > 0 ? status : 1))
-  grep -oE '[0-9]+ tokens of .*' "$work/tests"
+  grep -q -- '--- PASS: TestCard' "$work/tests" || return $((status > 0 ? status : 1))
+  grep -oE '[0-9]+ (tokens of|losses,) .*' "$work/tests"
 }
 
 # sft NAME FLAGS...: a run into $work/NAME; prints its last line.
@@ -340,10 +323,10 @@ stage_memory() {
 }
 
 stage_long() {
-  check "65,536 tokens in 23 GiB" nf4 7b-nf4-1x65536 23552 4500 --model qwen2.5-7b --dataset random:65536x3 --max_length 65536 &&
-    check "65,536 tokens" nf4 7b-nf4-1x65536-free 0 0 --model qwen2.5-7b --dataset random:65536x3 --max_length 65536 &&
+  check "65,536 tokens in 23 GiB" nf4 7b-nf4-1x65536 23552 4500 --model qwen2.5-7b --dataset random:65536x3 --num_train_epochs 1 --max_length 65536 &&
+    check "65,536 tokens" nf4 7b-nf4-1x65536-free 0 0 --model qwen2.5-7b --dataset random:65536x3 --num_train_epochs 1 --max_length 65536 &&
     check "65,536 tokens, the same bits" adapters 7b-nf4-1x65536 7b-nf4-1x65536-free
-  check "131,072 tokens in 23 GiB" nf4 7b-nf4-1x131072 23552 0 --model qwen2.5-7b --dataset random:131072x2 --max_length 131072
+  check "131,072 tokens in 23 GiB" nf4 7b-nf4-1x131072 23552 0 --model qwen2.5-7b --dataset random:131072x2 --num_train_epochs 1 --max_length 131072
 }
 
 # loaded NAME FLAGS...: the first step of a 7B model from the page cache is done within 6 s, and read at 80 % of what cat gives.

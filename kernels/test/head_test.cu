@@ -166,8 +166,9 @@ int main(int argc, char **argv) {
       loss(1, 1, 8, 8, 3, true, 1, variant, e), loss(5, 3, 40, 104, 3, true, 3, variant, e), loss(200, 150, 104, 1000, 3, true, 150, variant, e);
       loss(300, 300, 256, 808, 1, true, 100, variant, e), loss(16, 16, 896, 4096, 8, true, 16, variant, e), loss(20, 7, 40, 301, 3, false, 7, variant, e);
     }
-    loss(1, 1, 8, 2, 3, false, 1, 0, e), loss(140, 129, 72, 130, 20, false, 129, 0, e);
+    loss(140, 129, 72, 130, 20, false, 129, 0, e);
   }
+  loss(1, 1, 8, 1, 3, false, 1, 0, 0);
   hits();
   logits(1, 1, 8, 5), logits(9, 3, 40, 301), logits(9, 8, 520, 1000), logits(9, 9, 520, 1001), logits(200, 150, 72, 300);
   divergence(9, 5, 64, 300, .3, 5), divergence(200, 140, 104, 1001, .01, 60), divergence(4, 4, 64, 300, 3, 4), divergence(4, 4, 64, 300, 0, 4);

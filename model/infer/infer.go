@@ -84,7 +84,9 @@ type sequence struct {
 func (s *sequence) answer() Answer { return Answer{IDs: s.ids[s.prompt:], Reason: s.done} }
 
 // Generate answers prompts, as many together as there are sequences; when one has its answer, the next takes its place.
-// Which are together changes no answer but by rounding. When ctx ends, the answers so far are returned with its error.
+// Which are together changes no answer, to the bit, where the backend's sums of a token do not depend on the tokens beside
+// it: of a card's those do not while at most 8 sequences are decoded, or else more than 8. When ctx ends, the answers so
+// far are returned with its error.
 func (g *Generator) Generate(ctx context.Context, prompts [][]int32, o Options, h Hooks) ([]Answer, error) {
 	for i, p := range prompts {
 		if err := g.Fits(p); err != nil {
@@ -95,11 +97,13 @@ func (g *Generator) Generate(ctx context.Context, prompts [][]int32, o Options, 
 	var live []*sequence
 	for next := 0; next < len(prompts) || len(live) > 0; {
 		for ; next < len(prompts) && len(live) < len(g.cached); next++ {
-			live = append(live, &sequence{slot: g.free(live, prompts[next]), number: next, ids: slices.Clone(prompts[next]), prompt: len(prompts[next])})
+			s := &sequence{slot: g.free(live, prompts[next]), number: next, ids: slices.Clone(prompts[next]), prompt: len(prompts[next])}
+			g.keep(s.slot, s.ids, len(prompts) == 1)
+			live = append(live, s)
 		}
 		err := ctx.Err()
 		if err == nil {
-			err = g.step(live, o, h)
+			err = g.step(g.together(live), o, h)
 		}
 		for _, s := range live {
 			answers[s.number] = s.answer()
@@ -144,16 +148,58 @@ func (g *Generator) free(live []*sequence, prompt []int32) int {
 	return best
 }
 
-// step gives every live sequence its next token.
-func (g *Generator) step(live []*sequence, o Options, h Hooks) error {
-	if err := g.feed(live); err != nil {
+// keep leaves of what a slot has in the cache the beginning of a prompt that answers a conversation: all but the last
+// token at most, whose logits are wanted. Where there are other prompts it leaves nothing, so that what was answered
+// before in the slot cannot matter.
+func (g *Generator) keep(slot int, prompt []int32, conversation bool) {
+	common := 0
+	if conversation {
+		common = min(commonPrefix(g.cached[slot], prompt), len(prompt)-1)
+	}
+	g.cached[slot] = g.cached[slot][:common]
+}
+
+// few is how many tokens backends may have products of their own for, which add in another order.
+const few = 8
+
+// together is what runs next: the first prompt that was not run yet, with those behind it that fit into one batch beside
+// it; a long or a very short one alone. When all were, every sequence goes on by a token.
+func (g *Generator) together(live []*sequence) []*sequence {
+	var group []*sequence
+	for _, s := range live {
+		if len(s.ids) > s.prompt {
+			continue
+		}
+		alone := s.prompt <= few || s.prompt > g.m.Batch.MaxT
+		if len(group) > 0 && (alone || g.lacking(group)+s.prompt > g.m.Batch.MaxT) {
+			break
+		}
+		group = append(group, s)
+		if alone {
+			break
+		}
+	}
+	if group == nil {
+		return live
+	}
+	return group
+}
+
+// step gives every sequence of a group its next token.
+func (g *Generator) step(group []*sequence, o Options, h Hooks) error {
+	for g.lacking(group) > g.m.Batch.MaxT { // too much for one batch: the last tokens wait
+		if err := g.batch(group, 1); err != nil {
+			return err
+		}
+	}
+	if err := g.batch(group, 0); err != nil {
 		return err
 	}
-	next, err := g.draw(live, o)
+	next, err := g.draw(group, o)
 	if err != nil {
 		return err
 	}
-	for i, s := range live {
+	for i, s := range group {
 		g.take(s, next[i], o, h)
 		if s.done != "" && h.Done != nil {
 			if err := h.Done(s.number, s.answer()); err != nil {
@@ -181,33 +227,6 @@ func (g *Generator) take(s *sequence, id int32, o Options, h Hooks) {
 	}
 }
 
-// feed runs the tokens of live sequences that are not in the cache yet, so that Logits has a row for the last token of
-// each.
-func (g *Generator) feed(live []*sequence) error {
-	var fresh []*sequence
-	for _, s := range live {
-		// The last token is always run: its logits are wanted.
-		common := min(commonPrefix(g.cached[s.slot], s.ids), len(s.ids)-1)
-		g.cached[s.slot] = g.cached[s.slot][:common]
-		if common == 0 {
-			fresh = append(fresh, s)
-		}
-	}
-	if len(fresh) < len(live) { // new prompts beside sequences that go on: all but their last tokens go ahead, by the faster attention
-		for g.lacking(fresh) > len(fresh) {
-			if err := g.batch(fresh, 1); err != nil {
-				return err
-			}
-		}
-	}
-	for g.lacking(live) > g.m.Batch.MaxT { // too much for one batch: the last tokens wait
-		if err := g.batch(live, 1); err != nil {
-			return err
-		}
-	}
-	return g.batch(live, 0)
-}
-
 // lacking is how many tokens of sequences are not in the cache.
 func (g *Generator) lacking(some []*sequence) (n int) {
 	for _, s := range some {
@@ -218,10 +237,10 @@ func (g *Generator) lacking(some []*sequence) (n int) {
 
 // batch runs, as far as there is room, what the sequences lack in the cache, less the last hold tokens of each. With
 // hold 0 everything fits, and Logits are those of the last tokens.
-func (g *Generator) batch(live []*sequence, hold int) error {
+func (g *Generator) batch(group []*sequence, hold int) error {
 	h := ops.HostBatch{SegStart: []int32{0}}
 	fresh := true
-	for _, s := range live {
+	for _, s := range group {
 		from := len(g.cached[s.slot])
 		to := min(len(s.ids)-hold, from+g.m.Batch.MaxT-len(h.IDs))
 		if to <= from {
@@ -248,18 +267,18 @@ func (g *Generator) batch(live []*sequence, hold int) error {
 	return g.b.Sync()
 }
 
-// draw picks the next token of every live sequence from Logits. Greedy search takes all rows at once; of draws, those
-// that are equally far in their answers.
-func (g *Generator) draw(live []*sequence, o Options) ([]int32, error) {
+// draw picks the next token of every sequence of a group from Logits. Greedy search takes all rows at once; of draws,
+// those that are equally far in their answers.
+func (g *Generator) draw(group []*sequence, o Options) ([]int32, error) {
 	place := func(s *sequence) uint32 { return uint32(len(s.ids) - s.prompt) }
-	next := g.m.Next.Rows(0, len(live))
-	for from, to := 0, 0; from < len(live); from = to {
-		for to = from + 1; to < len(live) && (o.Temperature == 0 || place(live[to]) == place(live[from])); to++ {
+	next := g.m.Next.Rows(0, len(group))
+	for from, to := 0, 0; from < len(group); from = to {
+		for to = from + 1; to < len(group) && (o.Temperature == 0 || place(group[to]) == place(group[from])); to++ {
 		}
 		n := to - from
 		args := ops.SampleArgs{Temperature: o.Temperature, TopK: o.TopK, TopP: o.TopP, RepetitionPenalty: o.RepetitionPenalty,
-			Limit: o.VocabLimit, Seed: o.Seed, Step: place(live[from]), Context: make([][]int32, n), Sequence: make([]uint32, n)}
-		for i, s := range live[from:to] {
+			Limit: o.VocabLimit, Seed: o.Seed, Step: place(group[from]), Context: make([][]int32, n), Sequence: make([]uint32, n)}
+		for i, s := range group[from:to] {
 			args.Context[i], args.Sequence[i] = s.ids, o.First+uint32(s.number)
 		}
 		g.b.Sample(next.Rows(from, to), g.m.Logits.Rows(from, to), args)
