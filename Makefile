@@ -7,6 +7,7 @@
 #   make lint      gofmt, go vet, staticcheck
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
 #   make gpu-check on a machine with a card, after make gpu-build
+#   make bench-card   every result of this machine's card; bench-check compares with results/, bench-peers with other trainers
 #   make mutants   prove that the tests of the backward passes can fail
 #   make fits      README's table of what fits, from results/
 #   make crash     kill training runs at random moments (KILLS=200), fail every write in turn
@@ -28,7 +29,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check test test-cuda lint mutants fits crash fuzz demo mixed-demo clean abi
+.PHONY: build build-cpu build-cuda gpu-build gpu-check bench-card bench-check bench-peers bench-slowed test test-cuda lint mutants fits crash fuzz demo mixed-demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -92,6 +93,31 @@ gpu-build: build-cuda kernels-test
 # STAGES names some of: doctor kernels conformance sanitizer determinism huge model train use timings memory long load.
 gpu-check:
 	scripts/gpu-check.sh $(STAGES)
+
+# STAGES names some of those in scripts/bench-card.sh.
+bench-card:
+	scripts/bench-card.sh $(STAGES)
+
+# Nothing got slower than what results/ has of this machine's card, or processor. FAIL_IF is the rule.
+FAIL_IF ?= median>3%
+bench-check: build
+	bin/qlora bench check --fail_if '$(FAIL_IF)'
+
+# PYTHON has torch, transformers and peft, and may have bitsandbytes, unsloth and liger-kernel.
+bench-peers: build
+	bin/qlora bench peers --python "$(PYTHON)" --tokenizer testdata/tokenizer/qwen2.5 $(PEERS)
+
+# A program whose RMSNorm is a few per cent slower, for the stage gate of bench-card. It is made of a copy: what is slow must
+# never be left behind in cuda/.
+SLOW_NS ?= 1000
+SLOWED   = build/slowed
+bench-slowed: build-cuda
+	@rm -rf $(SLOWED) && mkdir -p $(SLOWED) build/gpu
+	git ls-files --cached --others --exclude-standard -- go.mod go.sum cmd bench cuda internal kernels model | tar -cT - | tar -xC $(SLOWED)
+	$(NVCC) $(NVFLAGS) $(NVDEFINES) $(foreach a,$(ARCHS),$(call gencode,$(a))) -DQK_SLOW_NS=$(SLOW_NS) -include kernels/test/slow.h -c kernels/rmsnorm.cu -o $(SLOWED)/rmsnorm.o
+	ld -r -o $(SLOWED)/$(KERNEL_SYSO) $(SLOWED)/rmsnorm.o $(filter-out %/rmsnorm.o,$(KERNEL_OBJECTS)) $(CUDA_BUILD)/guard.o $(CUDART)
+	cd $(SLOWED) && $(CUDA_CGO_ENV) $(GO) build -tags cuda -trimpath -ldflags "$(LDFLAGS)" -o $(CURDIR)/build/gpu/qlora-slowed ./cmd/qlora
+	@rm -rf $(SLOWED)
 
 # What of the CUDA build can be checked without a card.
 test-cuda: kernels kernels-check

@@ -148,34 +148,3 @@ func load(t *testing.T) (stop func()) {
 		}
 	}
 }
-
-// BenchmarkCard times every case of a 7B model's shapes on the card, launches back to back.
-func BenchmarkCard(b *testing.B) {
-	for _, c := range opstest.Cases() {
-		if c.Size != opstest.Bench {
-			continue
-		}
-		b.Run(c.Name, func(b *testing.B) {
-			backend := open(b)
-			defer backend.Close()
-			p, err := c.Prepare(backend, ops.BF16)
-			if err != nil {
-				b.Fatal(err)
-			}
-			p.Run()
-			if err := backend.Sync(); err != nil {
-				b.Fatal(err)
-			}
-			b.ResetTimer()
-			for range b.N { // not b.Loop, which stops the clock before Sync
-				p.Run()
-			}
-			if err := backend.Sync(); err != nil {
-				b.Fatal(err)
-			}
-			perOp := b.Elapsed().Seconds() / float64(b.N)
-			b.ReportMetric(c.FLOPs/perOp/1e12, "TFLOP/s")
-			b.ReportMetric(c.Bytes/perOp/1e9, "GB/s")
-		})
-	}
-}

@@ -265,6 +265,17 @@ qk_status qk_nf4_dequant_weight(qk_ptr dst, const qk_nf4_weight *w, qk_stream s)
 qk_status qk_linear_nf4(qk_ptr y, qk_ptr x, const qk_nf4_weight *w, qk_ptr bias, qk_ptr u, const qk_lora *l, qk_ptr residual,
                         qk_ptr cos, qk_ptr sin, qk_heads h, const qk_batch *b, int32_t M, qk_stream s);
 
+/* ---- probes: what the card does at most, for qlora bench ------------------------------------------ */
+
+/* dst = src. Limits: bytes % 16 == 0. */
+qk_status qk_probe_copy(qk_ptr dst, qk_ptr src, int64_t bytes, qk_stream s);
+/* Reads all of src; out holds QK_PROBE_OUT bytes a multiprocessor. Limits: bytes % 16 == 0. */
+qk_status qk_probe_read(qk_ptr out, qk_ptr src, int64_t bytes, qk_stream s);
+/* At least so many FLOPs of bf16 products with float32 sums, of operands from src (QK_PROBE_SRC bytes of bf16); flops is how
+ * many. out as above. */
+enum { QK_PROBE_OUT = 4096, QK_PROBE_SRC = 49152 };
+qk_status qk_probe_products(qk_ptr out, qk_ptr src, double least_flops, double *flops, qk_stream s, int32_t variant);
+
 #ifdef __cplusplus
 }
 #endif

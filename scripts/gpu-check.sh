@@ -13,7 +13,7 @@
 #   model        a real model's logits, and its losses over 100 steps, held to the processor's
 #   train        a small real model learns 8 answers to 8 of 8; again and resumed, to the bit
 #   use          what train made: blends, switched in a conversation; a batch gone on with; merged; measured against its base
-#   timings      every op of a 7B model's shapes; the kernels' own programs again, with their yardsticks
+#   timings      every op of a 7B model's shapes by `qlora bench kernels`; the kernels' own programs again
 #   memory       7B, 14B and 32B within budgets, a ballast taking the rest of the card: speed, bits, and memory as planned
 #   long         7B in NF4 within 23 GiB on rows of 65,536 and 131,072 tokens
 #   load         a 7B model read from the page cache (takes 16 GB of disk below TMPDIR)
@@ -353,7 +353,7 @@ stage_load() {
   check "7B NF4 from the page cache" loaded load-nf4 --quant_method bnb --quant_bits 4
 }
 
-timed() { bounded $tests -test.run '^$' -test.bench '^BenchmarkCard$' -test.benchtime 200ms -test.timeout 0 | tee "$out/ops.bench" | grep -E 'ns/op|FAIL|^ok|panic'; }
+timed() { bounded $qlora bench kernels --backend cuda --max_time 2s --results '' --out "$out/ops.json"; }
 
 stage_timings() {
   check "ops" timed

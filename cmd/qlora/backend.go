@@ -3,8 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
+	"qlora/bench"
+	"qlora/bench/measure"
 	"qlora/cuda/sizes"
 	"qlora/model/cpu"
 	"qlora/model/ops"
@@ -39,6 +42,9 @@ func openBackend(e *env, f deviceFlags) (ops.Backend, error) {
 	default:
 		return nil, usageError{fmt.Errorf("--backend %s: choose auto, cuda or cpu", f.Backend)}
 	}
+	if f.variant != "" && f.variant != "auto" {
+		return nil, usageError{fmt.Errorf("--variant %s: the processor's kernels have none to choose: leave it out", f.variant)}
+	}
 	if f.ProfileOps {
 		return nil, usageError{errors.New("--profile_ops: only launches on a card are timed: leave it out, or say --backend cuda")}
 	}
@@ -63,6 +69,9 @@ type noFitError struct {
 	need, free int64
 	fits       []string // configurations that would
 }
+
+// NoFit tells it from faults.
+func (*noFitError) NoFit() {}
 
 func (e *noFitError) Error() string {
 	text := fmt.Sprintf("the run needs %s of memory, and %s is there for it", plan.GiB(e.need), plan.GiB(e.free))
@@ -90,6 +99,25 @@ func (b withinMemory) NewArena(bytes int64) (ops.Buffer, error) {
 		return nil, &noFitError{bytes, int64(free), nil}
 	}
 	return b.Backend.NewArena(bytes)
+}
+
+// openProbe returns the probe of a backend's device.
+func openProbe(b ops.Backend) (measure.Probe, error) {
+	if p, err := openCardProbe(b); p != nil || err != nil {
+		return p, err
+	}
+	return measure.NewHost(b), nil
+}
+
+// suite is what kernels of a backend are checked with.
+func suite(e *env, d benchDevice, b ops.Backend) bench.Suite {
+	s := bench.Suite{Oracle: func() ops.Backend { return cpu.New[float64]() }, Weights: ops.BF16, Options: cardLimits(b)}
+	s.Open = func() (ops.Backend, error) {
+		silent := *e
+		silent.err = io.Discard
+		return openBackend(&silent, deviceFlags{Backend: b.Name(), variant: d.Variant})
+	}
+	return s
 }
 
 // kernelVariant names the instruction set of the cpu backend's kernels.

@@ -17,7 +17,11 @@ import (
 const backendNames = "cuda, cpu"
 
 func openCUDA(e *env, f deviceFlags) (ops.Backend, error) {
-	b, err := cuda.New(cuda.Options{SyncOps: f.SyncOps, ProfileOps: f.ProfileOps})
+	variant, err := variantOf(f.variant)
+	if err != nil {
+		return nil, err
+	}
+	b, err := cuda.New(cuda.Options{SyncOps: f.SyncOps, ProfileOps: f.ProfileOps, Variant: variant})
 	var missing *cuda.Unavailable
 	switch {
 	case errors.As(err, &missing):

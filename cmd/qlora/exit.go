@@ -5,6 +5,7 @@ import (
 	"errors"
 	"syscall"
 
+	"qlora/model/plan"
 	"qlora/model/train"
 )
 
@@ -56,6 +57,7 @@ var exitKinds = []struct {
 	{exitInterrupted, isOf(context.Canceled)},
 	{exitNonFinite, isA[*train.NonFinite]},
 	{exitNoFit, isA[*noFitError]},
+	{exitNoFit, isA[*plan.NoFit]},
 	{exitCheckFailed, isOf(errCheckFailed)},
 	{exitStorage, isOf(storageFaults...)},
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -115,7 +116,7 @@ func singleDash(s setting, known map[string]shape) error {
 
 // unknownFlag names where a flag belongs, or the nearest one there is.
 func unknownFlag(verb, name string, shapes map[string]map[string]shape) error {
-	for _, other := range verbNames {
+	for _, other := range slices.Concat(verbNames, slices.Sorted(maps.Keys(shapes))) { // verbs before those of bench
 		if _, ok := shapes[other][name]; ok {
 			return fmt.Errorf("--%s is a flag of `qlora %s`, not of `qlora %s`", name, other, verb)
 		}

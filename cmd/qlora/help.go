@@ -44,27 +44,48 @@ const firstSteps = `To begin:
   qlora export --adapters output/v0-.../checkpoint-... --merge_lora true
 `
 
-// manual is the help of a verb: usage, flags by group, examples.
-func manual(k *kong.Kong, verb string) string {
+// manual is the help of a verb: usage, flags by group, examples; of one that has verbs of its own, those.
+func manual(k *kong.Kong, node *kong.Node) string {
 	var b strings.Builder
-	for _, node := range k.Model.Children {
-		if node.Name != verb {
-			continue
+	usage := pathOf(node)
+	for _, f := range node.Flags {
+		if f.Required {
+			usage += fmt.Sprintf(" --%s %s", f.Name, placeholder(f))
 		}
-		required := ""
-		for _, f := range node.Flags {
-			if f.Required {
-				required += fmt.Sprintf(" --%s %s", f.Name, placeholder(f))
-			}
+	}
+	for _, p := range node.Positional {
+		usage += " " + p.Summary()
+	}
+	if len(node.Children) > 0 {
+		fmt.Fprintf(&b, "Usage: qlora %s <verb> [--flag value ...]\n\n%s\n\n", usage, node.Help)
+		for _, child := range node.Children {
+			writeEntry(&b, "  "+child.Name, 12, child.Help)
 		}
-		fmt.Fprintf(&b, "Usage: qlora %s%s [--flag value ...]\n\n%s\n", verb, required, node.Help)
+	} else {
+		fmt.Fprintf(&b, "Usage: qlora %s [--flag value ...]\n\n%s\n", usage, node.Help)
 		writeGroups(&b, node.Flags)
-		if node.Detail != "" {
-			b.WriteString("\n" + node.Detail + "\n")
-		}
+	}
+	if node.Detail != "" {
+		b.WriteString("\n" + node.Detail + "\n")
+	}
+	if len(node.Children) > 0 {
+		fmt.Fprintf(&b, "\n`qlora %s <verb> --help` explains the flags of a verb.\n", usage)
+	} else {
 		b.WriteString("\nA list takes several values (--dataset a b); a boolean stands alone or takes true or false;\n'-' and '_' are the same in a flag's name. [x] is the default.\n")
 	}
 	return b.String()
+}
+
+// help explains the verb that words name.
+func help(k *kong.Kong, words []string) (*parsed, error) {
+	node, rest, err := leaf(k, words)
+	if err == nil && len(rest) > 0 && len(node.Children) > 0 {
+		err = unknownSubverb(node, rest[0])
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &parsed{text: manual(k, node)}, nil
 }
 
 func writeGroups(b *strings.Builder, flags []*kong.Flag) {

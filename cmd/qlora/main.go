@@ -35,6 +35,7 @@ type commands struct {
 	Fetch  fetchCmd  `cmd:"" help:"Get a model or a dataset from a hub into the local cache."`
 	Data   dataCmd   `cmd:"" help:"Check a dataset: rows dropped, lengths, the exact tokens and mask of a row."`
 	Plan   planCmd   `cmd:"" help:"Say what a run would take of a card's memory, and how fast it would be; no card is needed."`
+	Bench  benchCmd  `cmd:"" help:"Account for the time and memory of kernels, steps, decoding and jobs; compare results, cards and peers."`
 	Doctor doctorCmd `cmd:"" help:"Say what this machine has and lacks, with the fix."`
 }
 
@@ -53,6 +54,7 @@ type env struct {
 	ctx      context.Context // done at the first SIGINT, SIGTERM or SIGUSR1
 	in       io.Reader
 	out, err io.Writer
+	args     []string     // the command line
 	flags    []*kong.Flag // of the verb, with their values
 	config   string       // path of the configuration file; "" without one
 	exit     func(code int)
@@ -94,7 +96,7 @@ func run(args []string, e *env) int {
 	for _, n := range p.notices {
 		e.logf("%s", n)
 	}
-	e.flags, e.config = p.command.Selected().Flags, p.config
+	e.args, e.flags, e.config = args, p.command.Selected().Flags, p.config
 	err = p.command.Run(e)
 	switch {
 	case errors.Is(err, context.Canceled):
@@ -134,17 +136,32 @@ func parse(args []string) (*parsed, error) {
 		if len(rest) == 0 || !slices.Contains(verbNames, rest[0]) {
 			return &parsed{text: overview(k)}, nil
 		}
-		return &parsed{text: manual(k, rest[0])}, nil
+		return help(k, rest)
 	case !slices.Contains(verbNames, verb) && !isMergeLoRA(verb):
 		return nil, unknownVerb(verb)
 	}
-	return parseVerb(k, verb, rest)
+	if isMergeLoRA(verb) {
+		args = slices.Concat([]string{"export"}, rest, []string{"--merge_lora", "true"})
+	}
+	node, words, err := leaf(k, args)
+	if err != nil {
+		return nil, err
+	}
+	if len(node.Children) > 0 {
+		if len(words) == 0 || words[0] == "--help" || words[0] == "-h" {
+			return &parsed{text: manual(k, node)}, nil
+		}
+		return nil, unknownSubverb(node, words[0])
+	}
+	return parseVerb(k, node, words)
 }
 
 // parseVerb reads the words behind a verb: a configuration file, if the first one names one, and flags,
 // which go before it.
-func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
+func parseVerb(k *kong.Kong, node *kong.Node, words []string) (*parsed, error) {
 	p := &parsed{}
+	verb, shapes := pathOf(node), shapesOf(k)
+	words, operands := takeOperands(node, words, shapes[verb])
 	var file []setting
 	if len(words) > 0 && isConfig(words[0]) {
 		p.config, words = words[0], words[1:]
@@ -156,23 +173,20 @@ func parseVerb(k *kong.Kong, verb string, words []string) (*parsed, error) {
 	if verb == "fetch" && len(words) > 0 && !strings.HasPrefix(words[0], "-") {
 		words = append([]string{"--model"}, words...) // qlora fetch ORG/NAME
 	}
-	if isMergeLoRA(verb) {
-		verb, words = "export", append([]string{"--merge_lora", "true"}, words...)
-	}
 	settings, err := splitWords(words)
 	if err != nil {
 		return nil, err
 	}
 	settings = override(file, settings)
 	if slices.ContainsFunc(settings, func(s setting) bool { return s.name == "help" }) {
-		return &parsed{text: manual(k, verb)}, nil
+		return &parsed{text: manual(k, node)}, nil
 	}
-	words, notices, err := resolve(verb, settings, shapesOf(k))
+	words, notices, err := resolve(verb, settings, shapes)
 	if err != nil {
 		return nil, err
 	}
 	p.notices = append(p.notices, notices...)
-	if p.command, err = k.Parse(append([]string{verb}, words...)); err != nil {
+	if p.command, err = k.Parse(slices.Concat(strings.Fields(verb), words, operands)); err != nil {
 		for _, s := range settings {
 			if strings.HasPrefix(err.Error(), "--"+s.name+":") {
 				err = s.fault(err)
@@ -207,22 +221,28 @@ func unknownVerb(verb string) error {
 	return fmt.Errorf("unknown verb %q: `qlora --help` lists the verbs", verb)
 }
 
-// shapesOf returns the shape of every flag of every verb.
+// shapesOf returns the shape of every flag of every verb, by its path: "sft", "bench kernels".
 func shapesOf(k *kong.Kong) map[string]map[string]shape {
 	shapes := make(map[string]map[string]shape)
-	for _, verb := range k.Model.Children {
-		shapes[verb.Name] = make(map[string]shape)
-		for _, f := range verb.Flags {
-			takes := one
-			switch {
-			case f.IsSlice():
-				takes = list
-			case isBool(f):
-				takes = flag
+	var visit func(nodes []*kong.Node)
+	visit = func(nodes []*kong.Node) {
+		for _, node := range nodes {
+			own := make(map[string]shape)
+			for _, f := range node.Flags {
+				takes := one
+				switch {
+				case f.IsSlice():
+					takes = list
+				case isBool(f):
+					takes = flag
+				}
+				own[f.Name] = takes
 			}
-			shapes[verb.Name][f.Name] = takes
+			shapes[pathOf(node)] = own
+			visit(node.Children)
 		}
 	}
+	visit(k.Model.Children)
 	return shapes
 }
 

@@ -34,6 +34,8 @@ type deviceFlags struct {
 	SyncOps    bool   `name:"sync_ops" group:"Model" help:"Wait for every launch on the card, so that a fault names its op. Slow."`
 	ProfileOps bool   `name:"profile_ops" group:"Model" help:"Time every launch on the card, and print at the end where the time of a step went, without the first three. A little slower."`
 	memoryFlags
+
+	variant string // kernels of a card; "" is auto
 }
 
 // dtypeNames are the storage types by torch's names.

@@ -7,6 +7,7 @@
 package nvml
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"strings"
 
@@ -16,14 +17,16 @@ import (
 // Facts are what does not change while a program runs.
 type Facts struct {
 	Name          string   `json:"name"`
-	UUID          string   `json:"uuid"`
+	ID            string   `json:"id"` // a hash of the UUID, which tells cards apart and belongs in no file
 	Driver        string   `json:"driver"`
 	Capability    string   `json:"capability"`      // "9.0"
 	MemoryTotal   uint64   `json:"memory_total"`    // bytes
 	PowerLimitW   float64  `json:"power_limit_w"`   // in force
 	PowerDefaultW float64  `json:"power_default_w"` // of the card as it is sold
 	SMClockMax    uint32   `json:"sm_clock_max_mhz"`
+	SMClockLimit  uint32   `json:"sm_clock_limit_mhz"` // of applications: the default, or what someone set
 	MemClockMax   uint32   `json:"mem_clock_max_mhz"`
+	SlowdownTempC uint32   `json:"slowdown_temperature_c"` // at which the card slows down by itself
 	ECC           bool     `json:"ecc"`
 	MIG           bool     `json:"mig"`
 	PCIeGen       int      `json:"pcie_gen"` // of the link now: idle cards lower it
@@ -44,6 +47,7 @@ type Reading struct {
 	EnergyJ      float64  `json:"energy_j"` // since the driver was loaded: differences count
 	Utilization  uint32   `json:"utilization_percent"`
 	Throttle     []string `json:"throttle,omitempty"` // why clocks are below the most that was asked for
+	Void         []string `json:"void,omitempty"`     // those of Throttle under which a time says nothing of the card: heat, faults of its power
 	ECCErrors    uint64   `json:"ecc_errors"`         // uncorrected, since the driver was loaded
 	Missing      []string `json:"missing,omitempty"`
 }
@@ -100,13 +104,15 @@ func (p *Probe) Facts() Facts {
 	d := p.device
 	f := Facts{
 		Name:          ask(&a, "name", d.GetName),
-		UUID:          ask(&a, "uuid", d.GetUUID),
+		ID:            hashed(ask(&a, "uuid", d.GetUUID)),
 		Driver:        ask(&a, "driver", p.lib.SystemGetDriverVersion),
 		MemoryTotal:   ask(&a, "memory", d.GetMemoryInfo).Total,
 		PowerLimitW:   float64(ask(&a, "power limit", d.GetEnforcedPowerLimit)) * milli,
 		PowerDefaultW: float64(ask(&a, "default power limit", d.GetPowerManagementDefaultLimit)) * milli,
 		SMClockMax:    ask(&a, "largest SM clock", func() (uint32, nvml.Return) { return d.GetMaxClockInfo(nvml.CLOCK_SM) }),
+		SMClockLimit:  ask(&a, "SM clock of applications", func() (uint32, nvml.Return) { return d.GetApplicationsClock(nvml.CLOCK_SM) }),
 		MemClockMax:   ask(&a, "largest memory clock", func() (uint32, nvml.Return) { return d.GetMaxClockInfo(nvml.CLOCK_MEM) }),
+		SlowdownTempC: ask(&a, "slowdown temperature", func() (uint32, nvml.Return) { return d.GetTemperatureThreshold(nvml.TEMPERATURE_THRESHOLD_SLOWDOWN) }),
 		PCIeGen:       ask(&a, "PCIe generation", d.GetCurrPcieLinkGeneration),
 		PCIeGenMax:    ask(&a, "largest PCIe generation", d.GetMaxPcieLinkGeneration),
 		PCIeWidth:     ask(&a, "PCIe width", d.GetCurrPcieLinkWidth),
@@ -130,57 +136,102 @@ func (p *Probe) Facts() Facts {
 
 // Read asks how the card is doing now.
 func (p *Probe) Read() Reading {
-	var a asker
+	a, reading := p.pulse()
 	d := p.device
 	memory := ask(&a, "memory", d.GetMemoryInfo)
-	reading := Reading{
-		MemoryFree:   memory.Free,
-		MemoryUsed:   memory.Used,
+	reading.MemoryFree, reading.MemoryUsed = memory.Free, memory.Used
+	reading.Utilization = ask(&a, "utilization", d.GetUtilizationRates).Gpu
+	reading.ECCErrors = ask(&a, "ECC errors", func() (uint64, nvml.Return) {
+		return d.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC)
+	})
+	reading.Missing = a.missing
+	return reading
+}
+
+// Pulse asks for what changes under a benchmark alone: clocks, power, energy, heat, and what throttles. Each question to the
+// driver takes its time.
+func (p *Probe) Pulse() Reading {
+	a, reading := p.pulse()
+	reading.Missing = a.missing
+	return reading
+}
+
+func (p *Probe) pulse() (a asker, r Reading) {
+	d := p.device
+	r = Reading{
 		SMClock:      ask(&a, "SM clock", func() (uint32, nvml.Return) { return d.GetClockInfo(nvml.CLOCK_SM) }),
 		MemClock:     ask(&a, "memory clock", func() (uint32, nvml.Return) { return d.GetClockInfo(nvml.CLOCK_MEM) }),
 		TemperatureC: ask(&a, "temperature", func() (uint32, nvml.Return) { return d.GetTemperature(nvml.TEMPERATURE_GPU) }),
 		PowerW:       float64(ask(&a, "power", d.GetPowerUsage)) * milli,
 		EnergyJ:      float64(ask(&a, "energy", d.GetTotalEnergyConsumption)) * milli,
-		Utilization:  ask(&a, "utilization", d.GetUtilizationRates).Gpu,
-		Throttle:     throttle(ask(&a, "throttle reasons", d.GetCurrentClocksEventReasons)),
-		ECCErrors: ask(&a, "ECC errors", func() (uint64, nvml.Return) {
-			return d.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC)
-		}),
 	}
-	reading.Missing = a.missing
-	return reading
+	r.Throttle, r.Void = throttle(ask(&a, "throttle reasons", d.GetCurrentClocksEventReasons))
+	return a, r
 }
 
 // reasons are the bits of NVML's clock event reasons, in words. A clock that someone set is no throttle, but what it
-// limits is; an idle card is neither.
+// limits is; an idle card is neither. The power cap is how a card runs that does much: what it does under it is its speed.
 var reasons = []struct {
 	bit  uint64
 	name string
+	void bool
 }{
-	{nvml.ClocksEventReasonApplicationsClocksSetting, "clocks set by hand"},
-	{nvml.ClocksEventReasonSwPowerCap, "power cap"},
-	{nvml.ClocksThrottleReasonHwSlowdown, "hardware slowdown"},
-	{nvml.ClocksEventReasonSyncBoost, "sync boost"},
-	{nvml.ClocksEventReasonSwThermalSlowdown, "heat (driver)"},
-	{nvml.ClocksThrottleReasonHwThermalSlowdown, "heat (hardware)"},
-	{nvml.ClocksThrottleReasonHwPowerBrakeSlowdown, "power brake"},
-	{nvml.ClocksEventReasonDisplayClockSetting, "display"},
-	{nvml.ClocksEventReasonBoardLimit, "board limit"},
-	{nvml.ClocksEventReasonReliability, "reliability"},
+	{nvml.ClocksEventReasonApplicationsClocksSetting, "clocks set by hand", false},
+	{nvml.ClocksEventReasonSwPowerCap, "power cap", false},
+	{nvml.ClocksThrottleReasonHwSlowdown, "hardware slowdown", true},
+	{nvml.ClocksEventReasonSyncBoost, "sync boost", false},
+	{nvml.ClocksEventReasonSwThermalSlowdown, "heat (driver)", true},
+	{nvml.ClocksThrottleReasonHwThermalSlowdown, "heat (hardware)", true},
+	{nvml.ClocksThrottleReasonHwPowerBrakeSlowdown, "power brake", true},
+	{nvml.ClocksEventReasonDisplayClockSetting, "display", false},
+	{nvml.ClocksEventReasonBoardLimit, "board limit", true},
+	{nvml.ClocksEventReasonReliability, "reliability", true},
 }
 
-func throttle(bits uint64) []string {
-	var names []string
+func throttle(bits uint64) (names, void []string) {
 	for _, r := range reasons {
 		if bits&r.bit != 0 {
 			names = append(names, r.name)
 			bits &^= r.bit
+			if r.void {
+				void = append(void, r.name)
+			}
 		}
 	}
 	if bits &^= nvml.ClocksEventReasonGpuIdle; bits != 0 {
 		names = append(names, fmt.Sprintf("reason %#x", bits))
 	}
-	return names
+	return names, void
+}
+
+func hashed(uuid string) string {
+	if uuid == "" {
+		return ""
+	}
+	return fmt.Sprintf("%.8x", sha256.Sum256([]byte(uuid)))
+}
+
+// Process is a program on the card.
+type Process struct {
+	PID   int
+	Bytes int64 // it holds there; 0 where it is not told
+}
+
+// Processes lists the programs that compute on the card. ok is false where NVML does not say. In a container numbers may
+// be those of the machine around it.
+func (p *Probe) Processes() (all []Process, ok bool) {
+	list, r := p.device.GetComputeRunningProcesses()
+	if r != nvml.SUCCESS {
+		return nil, false
+	}
+	for _, one := range list {
+		q := Process{PID: int(one.Pid)}
+		if one.UsedGpuMemory < 1<<50 { // all bits set where it cannot be told
+			q.Bytes = int64(one.UsedGpuMemory)
+		}
+		all = append(all, q)
+	}
+	return all, true
 }
 
 // String is the facts in a line: "NVIDIA H200, driver 580.82, 700 W, 1980 MHz, ECC on, PCIe 5.0 x16".

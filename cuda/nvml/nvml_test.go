@@ -4,6 +4,7 @@ package nvml
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -12,17 +13,18 @@ import (
 
 func TestThrottle(t *testing.T) {
 	for _, c := range []struct {
-		bits uint64
-		want []string
+		bits       uint64
+		want, void []string
 	}{
-		{0, nil},
-		{nvml.ClocksEventReasonGpuIdle, nil},
-		{nvml.ClocksEventReasonSwPowerCap, []string{"power cap"}},
-		{nvml.ClocksThrottleReasonHwThermalSlowdown | nvml.ClocksThrottleReasonHwSlowdown, []string{"hardware slowdown", "heat (hardware)"}},
-		{1 << 20, []string{"reason 0x100000"}},
+		{0, nil, nil},
+		{nvml.ClocksEventReasonGpuIdle, nil, nil},
+		{nvml.ClocksEventReasonSwPowerCap, []string{"power cap"}, nil},
+		{nvml.ClocksEventReasonSwPowerCap | nvml.ClocksThrottleReasonHwThermalSlowdown, []string{"power cap", "heat (hardware)"}, []string{"heat (hardware)"}},
+		{nvml.ClocksThrottleReasonHwThermalSlowdown | nvml.ClocksThrottleReasonHwSlowdown, []string{"hardware slowdown", "heat (hardware)"}, []string{"hardware slowdown", "heat (hardware)"}},
+		{1 << 20, []string{"reason 0x100000"}, nil},
 	} {
-		if got := throttle(c.bits); !slices.Equal(got, c.want) {
-			t.Errorf("throttle(%#x) = %q, want %q", c.bits, got, c.want)
+		if got, void := throttle(c.bits); !slices.Equal(got, c.want) || !slices.Equal(void, c.void) {
+			t.Errorf("throttle(%#x) = %q, %q; want %q, %q", c.bits, got, void, c.want, c.void)
 		}
 	}
 }
@@ -55,6 +57,9 @@ func TestProbe(t *testing.T) {
 		GetTotalEnergyConsumptionFunc:    told(uint64(9_000)),
 		GetUtilizationRatesFunc:          told(nvml.Utilization{Gpu: 97}),
 		GetCurrentClocksEventReasonsFunc: told(uint64(nvml.ClocksEventReasonSwPowerCap)),
+		GetApplicationsClockFunc:         clock(1755, 3201),
+		GetTemperatureThresholdFunc:      func(nvml.TemperatureThresholds) (uint32, nvml.Return) { return 92, nvml.SUCCESS },
+		GetComputeRunningProcessesFunc:   told([]nvml.ProcessInfo{{Pid: 7, UsedGpuMemory: 1 << 30}, {Pid: 8, UsedGpuMemory: 1<<64 - 1}}),
 		GetTotalEccErrorsFunc:            func(nvml.MemoryErrorType, nvml.EccCounterType) (uint64, nvml.Return) { return 2, nvml.SUCCESS },
 	}
 	lib := &mock.Interface{
@@ -76,6 +81,13 @@ func TestProbe(t *testing.T) {
 	}
 	if got, want := p.Facts().String(), "NVIDIA H200, driver 580.1, 700 W, SM clock up to 1980 MHz, ECC on, PCIe 5.0 x16, not told: default power limit (ERROR_NOT_SUPPORTED)"; got != want {
 		t.Errorf("facts: %s\nwant:  %s", got, want)
+	}
+	facts := p.Facts()
+	if len(facts.ID) != 16 || strings.Contains(facts.ID, "GPU-1") || facts.SMClockLimit != 1755 || facts.SlowdownTempC != 92 {
+		t.Errorf("facts: %+v", facts)
+	}
+	if all, ok := p.Processes(); !ok || !slices.Equal(all, []Process{{7, 1 << 30}, {8, 0}}) {
+		t.Errorf("processes: %v, %v", all, ok)
 	}
 	now := p.Read()
 	if now.PowerW != 123.5 || now.EnergyJ != 9 || now.SMClock != 1500 || now.TemperatureC != 44 || now.ECCErrors != 2 || now.Utilization != 97 ||

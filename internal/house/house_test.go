@@ -24,7 +24,7 @@ var mayImport = []struct {
 	edges string
 }{
 	{"cmd/qlora", "..."},
-	{"bench/...", "model/... internal/..."},
+	{"bench/...", "bench/... model/train model/infer model/plan model/ops/opstest " + modelEdges},
 	{"cuda/sizes", "model/ops internal/..."},
 	{"cuda/...", "model/ops internal/..."},
 	{"model/cpu/...", "model/ops model/cpu/... internal/..."},
@@ -57,7 +57,8 @@ var testsMayImport = []struct {
 	edges string
 }{
 	{"model/...", "model/... internal/... cuda/sizes"}, // whatever runs without a card
-	{"cuda/...", "model/..."},                          // a whole model against the processor
+	{"bench/...", "model/cpu cuda/sizes"},
+	{"cuda/...", "model/..."}, // a whole model against the processor
 	{"scripts/...", "internal/..."},
 }
 
@@ -191,6 +192,11 @@ func TestBreach(t *testing.T) {
 		{"model/train", "cuda", false, false},
 		{"model/train", "cuda", true, false},
 		{"model/train", "model/infer", false, false},
+		{"bench/measure", "bench/stat", false, true},
+		{"bench", "model/cpu", false, false},
+		{"bench", "model/cpu", true, true},
+		{"bench/report", "cuda/nvml", false, false},
+		{"model/train", "bench/stat", false, false},
 		{"model/cpu", "model/cpu/gemm", false, true},
 		{"model/cpu/gemm", "model/data", false, false},
 		{"model/cpu/gemm", "model/cpu/vec", false, true},

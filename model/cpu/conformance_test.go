@@ -59,6 +59,7 @@ type faulty struct {
 	stale    bool // RMSNorm leaves the last element of xn as it was
 	off      bool // RMSNorm scales xn by 1.0001
 	late     bool // RMSNorm leaves the last element of xn as it was, past 64 tokens
+	infinite bool // RMSNorm makes xn infinite
 	unsteady int  // RMSNorm adds a millionth more to each call
 }
 
@@ -76,6 +77,8 @@ func (f *faulty) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.LoRA, 
 		f.must(f.Write(last, old))
 	case f.off:
 		f.change(xn, func(v float32) float32 { return v * 1.0001 })
+	case f.infinite:
+		f.change(xn, func(v float32) float32 { return float32(math.Inf(1)) })
 	case f.unsteady > 0:
 		f.unsteady++
 		f.change(xn, func(v float32) float32 { return v * (1 + float32(f.unsteady)*1e-6) })
@@ -125,13 +128,17 @@ func TestConformanceSeesFaults(t *testing.T) {
 	}
 }
 
-func rmsnormCase(t *testing.T, tokens string) opstest.Case {
+func rmsnormCase(t *testing.T, tokens string) opstest.Case { return caseOf(t, "RMSNorm", tokens) }
+
+// caseOf is the first case of an op with part in its name.
+func caseOf(t *testing.T, op, part string) opstest.Case {
+	t.Helper()
 	for _, c := range opstest.Cases() {
-		if c.Op == "RMSNorm" && strings.Contains(c.Name, tokens) {
+		if c.Op == op && strings.Contains(c.Name, part) {
 			return c
 		}
 	}
-	t.Fatal("no case of RMSNorm with" + tokens + "tokens")
+	t.Fatalf("no case of %s with %q", op, part)
 	return opstest.Case{}
 }
 

@@ -73,6 +73,12 @@ func (r *Run) step(ctx context.Context, step int, samples []data.Sample, lr floa
 	return sum, norm, nil
 }
 
+// Step runs one optimizer step and nothing else, no schedule, log or checkpoint: what a benchmark times. n counts from 1.
+func (r *Run) Step(ctx context.Context, n int, samples []data.Sample, lr float64) error {
+	_, _, err := r.step(ctx, n, samples, lr)
+	return err
+}
+
 // update is AdamW on the accumulated gradients. It returns their norm before clipping.
 func (r *Run) update(step int, lr float64) (float64, error) {
 	m, o := r.Model, r.Options

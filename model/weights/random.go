@@ -48,10 +48,11 @@ func NewRandom(name string, seed uint32) (*Model, error) {
 	if !ok {
 		return nil, fmt.Errorf("no shape of that name: choose %s", strings.Join(Presets(), ", "))
 	}
-	return newRandom(strings.ToLower(name), p.config(), seed)
+	return NewRandomOf(strings.ToLower(name), p.config(), seed)
 }
 
-func newRandom(name string, c Config, seed uint32) (*Model, error) {
+// NewRandomOf is NewRandom for a shape of one's own.
+func NewRandomOf(name string, c Config, seed uint32) (*Model, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ func tinyRandom(t *testing.T, seed uint32) *Model {
 	p := preset{layers: 2, hidden: 64, heads: 4, kvHeads: 2, ffn: 96, vocab: 512, tied: true}
 	c := p.config()
 	c.EOSTokenID, c.PadTokenID = IDs{1}, 0
-	m, err := newRandom("tiny", c, seed)
+	m, err := NewRandomOf("tiny", c, seed)
 	if err != nil {
 		t.Fatal(err)
 	}

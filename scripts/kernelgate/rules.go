@@ -73,6 +73,8 @@ var rules = []rule{
 	{"attention_fwd_sm90_kernel", hopper, []string{"hgmma", "fence"}},
 	{"attention_dq_sm90_kernel", hopper, []string{"hgmma", "fence"}},
 	{"attention_dkv_sm90_kernel", hopper, []string{"hgmma", "fence"}},
+	{"probe_products_sm80_kernel", everyArch, []string{"hmma"}},
+	{"probe_products_sm90_kernel", hopper, []string{"hgmma"}},
 }
 
 // check returns one line for each breach.

@@ -15,7 +15,26 @@ type Case struct {
 	Bytes float64 // least traffic with bfloat16 activations and weights
 	Cols  int     // of the frozen weight of a product; else 0
 
-	plan plan
+	// What a library of the vendor is asked for, to compare with: the products of the op, without what goes into them beside;
+	// attention of one segment.
+	Products  []Product
+	Attention *AttentionShape
+
+	plan     plan
+	consumes bool // overwrites what it reads, so that it must be written anew before the call is repeated
+}
+
+// Product is y (M,N) = x (M,K)·Wᵀ, or backward dx (M,K) = dy (M,N)·W.
+type Product struct {
+	M, N, K int
+	Back    bool
+}
+
+// AttentionShape is causal attention of T tokens, or its backward.
+type AttentionShape struct {
+	T     int
+	Heads ops.Heads
+	Back  bool
 }
 
 // Size says where a case can run.
@@ -45,6 +64,9 @@ func (c Case) Multiple() int {
 	}
 	return n
 }
+
+// Columns is the width of the case's model, C.
+func (c Case) Columns() int { return c.plan.dims.C }
 
 // HeadSize is the size of the heads of a case on attention, else 0.
 func (c Case) HeadSize() int { return c.plan.dims.D }

@@ -112,6 +112,7 @@ func (k linearCase) build(op string) Case {
 	}
 	c.Cols = in
 	c.FLOPs = product2(k.T, out, in) + product2(k.T, k.a.rank(), out)
+	c.Products = []Product{{M: k.T, N: out, K: in, Back: op == "LinearBack"}}
 	c.Bytes = 2 * (sum(k.T)*sum(in, out, k.a.rank()) + sum(out)*sum(in))
 	return c
 }
@@ -227,6 +228,14 @@ func attentionShapes() []attentionCase {
 
 func (k attentionCase) wide() int { return (k.m.h.H + 2*k.m.h.Hk) * k.m.h.D }
 
+// shape is what other libraries compute as well: nil for more than one segment.
+func (k attentionCase) shape() *AttentionShape {
+	if k.S > 1 {
+		return nil
+	}
+	return &AttentionShape{T: k.T, Heads: k.m.h}
+}
+
 func attentionCases() []Case {
 	var all []Case
 	for _, k := range attentionShapes() {
@@ -235,11 +244,12 @@ func attentionCases() []Case {
 		c := newCase("Attention", sizeOf(k.T, k.wide()), k.m, host, k.a.rank(), "heads %d:%d D%d %v lse %v", h.H, h.Hk, h.D, k.a, k.keep)
 		c.FLOPs = 4*causal(host)*float64(narrow) + product2(k.T, k.a.rank(), narrow)
 		c.Bytes = 2 * sum(k.T) * sum(k.wide(), narrow, k.a.rank())
+		c.Attention = k.shape()
 		c.plan.wire = func(r *rig) func() {
 			l := r.lora("l", r.plain("", k.m.C, narrow), k.a, 0)
 			qkv := r.wide("qkv", input, byRule, nil, k.T, r.qkv("", h, k.m.C))
 			tol, low, lse := byRule, byProduct, none
-			if !r.sizing && r.act == ops.BF16 {
+			if r.coarsely() {
 				tol.coarse, _ = attentionForward(r.byName["qkv"].values, h, r.host.SegStart, rounded)
 				if l != nil {
 					low = byRule

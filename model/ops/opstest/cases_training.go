@@ -41,7 +41,7 @@ func linearBackCases() []Case {
 
 // lowOf places u of the modules that read the norm of x.
 func (r *rig) lowOf(name string, T int, l *ops.LoRA, x, w, rho ops.Tensor) ops.Tensor {
-	if l == nil || r.sizing {
+	if l == nil || r.sizing || r.timing {
 		return r.lowIn(name, T, l)
 	}
 	return r.in(name, values(lowRank(&r.host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Rank)
@@ -75,8 +75,8 @@ func rmsnormBackCases() []Case {
 			lin, lout := r.lora("in", r.gateUp("", m.F, m.C), in, 0), r.lora("out", r.plain("", m.C, m.F), out, 0)
 			x, w, dxn := r.in("x", nil, T, m.C), r.in("w", normal("w", 1), m.C), r.in("dxn", nil, T, m.C)
 			var rho ops.Tensor
-			if r.sizing {
-				rho = r.inState("rho", nil, T)
+			if r.sizing || r.timing {
+				rho = r.inState("rho", constant(1), T)
 			} else {
 				rho = r.inState("rho", inverseNorm(r.byName["x"].values, m.C), T)
 			}
@@ -121,6 +121,9 @@ func attentionBackCases() []Case {
 		c := newCase("AttentionBack", sizeOf(k.T, k.wide()), k.m, host, max(k.a.rank(), k.qkv.rank()), "heads %d:%d D%d o %v qkv %v rope %v", h.H, h.Hk, h.D, k.a, k.qkv, k.rope)
 		c.FLOPs = 10*causal(host)*float64(narrow) + product2(k.T, k.a.rank(), narrow) + product2(k.T, k.qkv.rank(), k.wide())
 		c.Bytes = 2 * sum(k.T) * sum(2*k.wide(), 3*narrow, k.a.rank(), k.qkv.rank())
+		if c.Attention = k.shape(); c.Attention != nil {
+			c.Attention.Back = true
+		}
 		c.plan.wire = k.wireBack
 		all = append(all, c)
 	}
@@ -132,19 +135,22 @@ func (k attentionCase) wireBack(r *rig) func() {
 	spec := r.qkv("", h, k.m.C)
 	lo, lqkv := r.lora("lo", r.plain("", k.m.C, narrow), k.a, 0), r.lora("lqkv", spec, k.qkv, 0)
 	qkv := r.wide("qkv", input, byRule, nil, k.T, spec)
-	var ov, lv []float64
-	if !r.sizing {
-		ov, lv = attentionForward(r.byName["qkv"].values, h, r.host.SegStart, precise)
+	var ov, lv gen
+	if !r.sizing && !r.timing {
+		o, lse := attentionForward(r.byName["qkv"].values, h, r.host.SegStart, precise)
+		ov, lv = values(o), values(lse)
 	}
-	o, lse := r.in("o", values(ov), k.T, narrow), none
-	lse = r.inState("lse", values(lv), h.H, k.T)
+	o, lse := r.in("o", ov, k.T, narrow), r.inState("lse", lv, h.H, k.T)
+	if r.timing && !r.sizing {
+		r.b.Attention(o, lse, none, qkv, h, nil, r.batch)
+	}
 	do, duO := r.update("do", byProduct, k.T, narrow), r.lowIn("duO", k.T, lo)
 	var rope *ops.Rope
 	if k.rope {
 		rope = r.rope(k.T, h.D)
 	}
 	dqkv, duQKV := r.wide("dqkv", output, byRule, nil, k.T, spec), r.lowOut("duQKV", k.T, lqkv)
-	if !r.sizing && r.act == ops.BF16 {
+	if r.coarsely() {
 		k.coarse(r, lo, lqkv)
 	}
 	return func() { r.b.AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv, h, rope, lo, lqkv, r.batch) }
@@ -187,6 +193,7 @@ func swigluBackCases() []Case {
 		c := newCase("SwiGLUBack", sizeOf(T, 2*m.F), m, batch(T, S, 0, 9), max(down.rank(), gu.rank()), "down %v gateup %v", down, gu)
 		c.FLOPs = 12*sum(T)*sum(m.F) + 2*product2(T, down.rank(), m.F) + 2*product2(T, gu.rank(), m.F)
 		c.Bytes = 2 * sum(T) * sum(5*m.F, down.rank(), 2*gu.rank())
+		c.consumes = true
 		c.plan.wire = func(r *rig) func() {
 			spec := r.gateUp("", m.F, m.C)
 			ld, lgu := r.lora("down", r.plain("", m.C, m.F), down, gradA), r.lora("gu", spec, gu, gradB)
@@ -276,8 +283,14 @@ func headCases() []Case {
 		}
 		c.FLOPs = product2(n, m.V, m.C)
 		c.Bytes = 2 * (sum(m.V)*sum(m.C) + sum(T)*sum(m.C))
-		if op == "HeadLoss" || op == "KL" {
+		c.Products = []Product{{M: n, N: m.V, K: m.C}}
+		switch op {
+		case "HeadLoss":
 			c.FLOPs *= 2
+			c.Products = append(c.Products, Product{M: n, N: m.V, K: m.C, Back: true})
+		case "KL":
+			c.FLOPs *= 2
+			c.Products = append(c.Products, c.Products[0])
 		}
 		c.plan.wire = func(r *rig) func() {
 			w := r.newWeight(r.plain("head", m.V, m.C), nil)
@@ -293,7 +306,7 @@ func headCases() []Case {
 				logits := r.outState("logits", byElement, n, m.V)
 				return func() { r.b.Logits(logits, xn, w, r.batch) }
 			}
-			near := r.in("near", values(jitter(r, xn)), T, m.C)
+			near := r.in("near", jitter(r, xn), T, m.C)
 			kl := r.outState("kl", byNats, n)
 			return func() { r.b.KL(kl, xn, near, w, r.batch) }
 		}
@@ -323,16 +336,12 @@ func headCases() []Case {
 }
 
 // jitter is xn with a little noise: the tuned model's hidden states.
-func jitter(r *rig, xn ops.Tensor) []float64 {
-	if r.sizing {
+func jitter(r *rig, xn ops.Tensor) gen {
+	if r.sizing || r.timing {
 		return nil
 	}
-	g := normal("near", 0.3)
-	var v []float64
-	for i, x := range r.byName[xn.Name].values {
-		v = append(v, x+g(i))
-	}
-	return v
+	g, x := normal("near", 0.3), r.byName[xn.Name].values
+	return func(i int) float64 { return x[i] + g(i) }
 }
 
 func optimizerCases() []Case {

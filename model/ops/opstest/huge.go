@@ -235,22 +235,6 @@ func (r *rig) norm() float64 {
 	return math.Sqrt(squares)
 }
 
-// guarded looks for writes outside the tensors.
-func (r *rig) guarded() error {
-	end := int64(0)
-	for _, s := range append(r.slots, &slot{Tensor: ops.Tensor{Name: "the end of the arena", Off: r.off, Shape: []int{0}, DType: ops.U8}}) {
-		gap := make([]byte, s.Off-end)
-		if err := r.b.Read(gap, r.all(r.off).Slice("gap", int(end), len(gap))); err != nil {
-			return err
-		}
-		if want := sentinel(end, s.Off); !bytes.Equal(gap, want) {
-			return fmt.Errorf("a write outside: byte %d, before %s at %d", end+firstDifference(gap, want), s.Name, s.Off)
-		}
-		end = s.Off + s.Bytes()
-	}
-	return nil
-}
-
 // hugeDecode is decoding over a cache of millions of keys that repeat: a softmax over one period, each key counted as often as
 // it comes, is what the oracle of ordinary size cannot give.
 func (c *Case) hugeDecode(m, _ *machine, s Storage) error {

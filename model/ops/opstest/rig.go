@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math"
+	"slices"
 
 	"qlora/model/ops"
 )
@@ -16,6 +17,7 @@ type machine struct {
 	b       ops.Backend
 	arena   ops.Buffer
 	layouts map[string]*columns
+	timing  bool // tensors are filled fast, with numbers that nothing is compared with: timing.go
 }
 
 // columns is the order a backend gives the output columns of a fused weight.
@@ -38,7 +40,8 @@ const (
 type slot struct {
 	ops.Tensor
 	role   role
-	values []float64 // as stored, in the model's order; nil for scratch and outputs
+	values []float64 // as stored, in the model's order; nil for scratch and outputs, and where timing
+	fill   []byte    // timing: what is written again and again
 	perm   []int
 	tol    tolerance
 }
@@ -125,13 +128,16 @@ func (m *machine) buildAs(p *plan, weight, store ops.DType, as shaped) (*rig, er
 		return nil, err
 	}
 	r := newRig(m, weight, store, as)
-	for at := int64(0); at < n; at += piece {
+	for at := int64(0); at < n && !m.timing; at += piece {
 		end := min(at+piece, n)
 		if err := m.b.Write(r.all(n).Slice("arena", int(at), int(end-at)), sentinel(at, end)); err != nil {
 			return nil, err
 		}
 	}
 	r.layOut(p)
+	if m.timing {
+		r.guard()
+	}
 	if r.err != nil {
 		return nil, r.err
 	}
@@ -168,9 +174,14 @@ func (r *rig) layOut(p *plan) {
 	if !r.sizing {
 		r.b.SetWorkspace(r.work, dims) // for weights that the wiring makes
 	}
+	again := func() { r.b.SetWorkspace(r.work, dims) } // what lay there is gone where a test has written to it
 	call := p.wire(r)
+	if r.timing && r.weight != ops.NF4 { // a weight that a card has dequantised would be there for the next call, as in no step
+		r.run = call
+		return
+	}
 	r.run = func() {
-		r.b.SetWorkspace(r.work, dims) // anew each time: what lay there is gone where a test has written to it
+		again()
 		call()
 	}
 }
@@ -244,6 +255,10 @@ func (r *rig) tensor(name string, ro role, d, like ops.DType, g gen, shape ...in
 	if r.sizing || g == nil {
 		return s
 	}
+	if r.timing {
+		r.tile(s, g, like)
+		return s
+	}
 	s.values = take(g, r.distinct(s), like)
 	r.fail(r.fill(s))
 	return s
@@ -301,6 +316,10 @@ func (r *rig) wide(name string, ro role, tol tolerance, g gen, rows int, spec op
 		if g == nil {
 			g = normal(name, 1)
 		}
+		if r.timing {
+			r.tile(s, g, r.store)
+			return s.Tensor
+		}
 		s.values = take(g, r.distinct(s), r.store)
 		r.fail(r.fill(s))
 	}
@@ -314,8 +333,16 @@ func (r *rig) newWeight(spec ops.WeightSpec, g gen) ops.Weight {
 		return sizedWeight{spec, mem.Bytes()}
 	}
 	mem.role = input
-	v, bias := r.weightValues(spec, g)
-	w, err := r.b.NewWeight(mem.Tensor, spec, sources(spec, v), bias)
+	var parts []ops.Source
+	var bias []float32
+	if r.timing {
+		parts, bias = randomSources(spec)
+	} else {
+		var v []float64
+		v, bias = r.weightValues(spec, g)
+		parts = sources(spec, v)
+	}
+	w, err := r.b.NewWeight(mem.Tensor, spec, parts, bias)
 	r.fail(err)
 	return w
 }
@@ -424,10 +451,15 @@ func (r *rig) image() ([]byte, error) {
 	return b, r.b.Sync()
 }
 
+// places are all slots and, behind them, the end.
+func (r *rig) places() []*slot {
+	return append(slices.Clip(r.slots), &slot{Tensor: ops.Tensor{Name: "the end of the arena", Off: r.off, Shape: []int{0}, DType: ops.U8}})
+}
+
 // intact compares two images outside what the op may write, and the gaps with the sentinels.
 func (r *rig) intact(before, after []byte) error {
 	end := int64(0)
-	for _, s := range append(r.slots, &slot{Tensor: ops.Tensor{Name: "the end of the arena", Off: r.off, Shape: []int{0}, DType: ops.U8}}) {
+	for _, s := range r.places() {
 		if gap := sentinel(end, s.Off); !bytes.Equal(after[end:s.Off], gap) {
 			at := end + firstDifference(after[end:s.Off], gap)
 			return fmt.Errorf("a write outside: byte %d, before %s at %d", at, s.Name, s.Off)

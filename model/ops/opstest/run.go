@@ -2,6 +2,7 @@ package opstest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"runtime"
@@ -35,8 +36,8 @@ func (s Storage) String() string {
 	return s.Weights.String() + " weights, " + s.Activations.String() + " activations"
 }
 
-// takes says whether a backend of these options runs c with storage i of its list, and if not, why.
-func (o Options) takes(c Case, i int) (bool, string) {
+// Takes says whether a backend of these options runs c, and if not, why.
+func (o Options) Takes(c Case) (bool, string) {
 	switch {
 	case c.Size == Huge, c.Size == Bench && !o.Bench:
 		return false, c.Size.String()
@@ -44,12 +45,33 @@ func (o Options) takes(c Case, i int) (bool, string) {
 		return false, fmt.Sprintf("width not a multiple of %d", o.Multiple)
 	case c.HeadSize() > 0 && usesHeads[c.Op] && o.HeadSizes != nil && !slices.Contains(o.HeadSizes, c.HeadSize()):
 		return false, "head size"
+	}
+	return true, ""
+}
+
+// Stores says whether the frozen weights of c may be of type w, and if not, why.
+func (c Case) Stores(w ops.DType) (bool, string) {
+	switch {
+	case w != ops.NF4:
+	case !quantizes[c.Op]:
+		return false, "not an op of NF4 weights"
+	case c.Cols%nf4.Block != 0:
+		return false, "rows of a weight that are not whole blocks of NF4"
+	}
+	return true, ""
+}
+
+// takes says whether a test runs c with storage i of the list, and if not, why.
+func (o Options) takes(c Case, i int) (bool, string) {
+	if ok, why := o.Takes(c); !ok {
+		return ok, why
+	}
+	if ok, why := c.Stores(o.Storage[i].Weights); !ok {
+		return ok, why
+	}
+	switch {
 	case testing.Short() && c.plan.dims.C > 64:
 		return false, "-short"
-	case o.Storage[i].Weights == ops.NF4 && !quantizes[c.Op]:
-		return false, "not an op of NF4 weights"
-	case o.Storage[i].Weights == ops.NF4 && c.Cols%nf4.Block != 0:
-		return false, "rows of a weight that are not whole blocks of NF4"
 	case !usesWeights[c.Op]:
 		for _, before := range o.Storage[:i] {
 			if before.Activations == o.Storage[i].Activations {
@@ -78,7 +100,6 @@ func RunAll(t *testing.T, under, oracle New, o Options) {
 
 func runStorage(t *testing.T, under, oracle New, o Options, i int) {
 	storage := o.Storage[i]
-	s := newSuite(t, under, oracle, storage)
 	left, run := map[string]int{}, 0
 	var cases []Case
 	for _, c := range Cases() {
@@ -88,13 +109,19 @@ func runStorage(t *testing.T, under, oracle New, o Options, i int) {
 		}
 		cases = append(cases, c)
 	}
-	if err := s.reserve(cases); err != nil {
+	s, err := NewChecker(under, oracle, storage, cases)
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	for _, c := range cases {
 		run++
 		t.Run(c.Name, func(t *testing.T) {
-			if err := s.run(c); err != nil {
+			if err := s.Check(c); err != nil {
 				t.Error(err)
 			}
 		})
@@ -107,47 +134,58 @@ func runStorage(t *testing.T, under, oracle New, o Options, i int) {
 	t.Logf("%s: run %d, left for a card or another run: %d (%s)", storage, run, sum, strings.Join(reasons, ", "))
 }
 
-// suite is the backend under test, twice, and the oracle, with one storage of weights.
-type suite struct {
+// Checker is the backend under test, twice, and the oracle, with one storage of weights.
+type Checker struct {
 	weight, store        ops.DType
 	first, other, oracle *machine
 }
 
-func newSuite(t *testing.T, under, oracle New, storage Storage) *suite {
-	s := &suite{weight: storage.Weights, store: storage.Activations, first: &machine{b: under()}, other: &machine{b: under()}, oracle: &machine{b: oracle()}}
-	if d := s.oracle.b.Activation(s.weight); d != ops.F64 {
-		t.Fatalf("opstest: the oracle stores activations in %s, not float64", d)
+// NewChecker makes backends, with room for the largest of the cases to come.
+func NewChecker(under, oracle New, s Storage, cases []Case) (*Checker, error) {
+	c := newChecker(under, oracle, s)
+	if d := c.oracle.b.Activation(s.Weights); d != ops.F64 {
+		return nil, errors.Join(fmt.Errorf("opstest: the oracle stores activations in %s, not float64", d), c.Close())
 	}
-	t.Cleanup(func() {
-		for _, m := range []*machine{s.first, s.other, s.oracle} {
-			if err := m.b.Close(); err != nil {
-				t.Error(err)
-			}
-		}
-	})
-	return s
-}
-
-// reserve makes each machine's arena once, for the largest case.
-func (s *suite) reserve(cases []Case) error {
-	for _, m := range []*machine{s.first, s.other, s.oracle} {
-		most := int64(0)
-		for i := range cases {
-			n, err := m.size(&cases[i].plan, s.weight, s.store, shaped{})
-			if err != nil {
-				return fmt.Errorf("%s: %w", cases[i].Name, err)
-			}
-			most = max(most, n)
-		}
-		var err error
-		if m.arena, err = m.b.NewArena(most); err != nil {
-			return err
+	for _, m := range c.machines() {
+		if err := m.reserve(cases, s.Weights, s.Activations); err != nil {
+			return nil, errors.Join(err, c.Close())
 		}
 	}
-	return nil
+	return c, nil
 }
 
-func (s *suite) run(c Case) error {
+func newChecker(under, oracle New, s Storage) *Checker {
+	return &Checker{weight: s.Weights, store: s.Activations, first: &machine{b: under()}, other: &machine{b: under()}, oracle: &machine{b: oracle()}}
+}
+
+func (s *Checker) machines() []*machine { return []*machine{s.first, s.other, s.oracle} }
+
+// Close closes the backends.
+func (s *Checker) Close() error {
+	var errs []error
+	for _, m := range s.machines() {
+		errs = append(errs, m.b.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// reserve makes the machine's arena once, for the largest case.
+func (m *machine) reserve(cases []Case, weight, store ops.DType) error {
+	most := int64(0)
+	for i := range cases {
+		n, err := m.size(&cases[i].plan, weight, store, shaped{})
+		if err != nil {
+			return fmt.Errorf("%s: %w", cases[i].Name, err)
+		}
+		most = max(most, n)
+	}
+	var err error
+	m.arena, err = m.b.NewArena(most)
+	return err
+}
+
+// Check holds one case to the oracle.
+func (s *Checker) Check(c Case) error {
 	got, err := execute(s.first, &c, s, 0xFF)
 	if err != nil {
 		return err
@@ -178,7 +216,7 @@ func (s *suite) run(c Case) error {
 }
 
 // execute lays a case out, makes its call on garbage, and checks that nothing else changed.
-func execute(m *machine, c *Case, s *suite, garbage byte) (map[string]result, error) {
+func execute(m *machine, c *Case, s *Checker, garbage byte) (map[string]result, error) {
 	r, err := m.build(&c.plan, s.weight, s.store)
 	if err != nil {
 		return nil, fmt.Errorf("laying out: %w", err)
@@ -208,22 +246,7 @@ func (r *rig) execute(garbage byte) (map[string]result, error) {
 	return r.results(after), r.intact(before, after)
 }
 
-// Prepared is a case laid out on a backend, for a benchmark.
-type Prepared struct{ r *rig }
-
-// Prepare lays c out on b with weights of type w, in an arena of its own.
-func (c Case) Prepare(b ops.Backend, w ops.DType) (*Prepared, error) {
-	r, err := (&machine{b: b}).build(&c.plan, w, b.Activation(w))
-	if err != nil {
-		return nil, fmt.Errorf("opstest: %s: %w", c.Name, err)
-	}
-	return &Prepared{r}, r.poison(0)
-}
-
-// Run makes the call once, without waiting for it.
-func (p *Prepared) Run() { p.r.run() }
-
 // Run holds one case on a backend to the oracle, as RunAll does.
 func (c Case) Run(under, oracle New, s Storage) error {
-	return (&suite{weight: s.Weights, store: s.Activations, first: &machine{b: under()}, other: &machine{b: under()}, oracle: &machine{b: oracle()}}).run(c)
+	return newChecker(under, oracle, s).Check(c)
 }
