@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"qlora/bench/result"
+	"qlora/model/ops"
 )
 
 //go:embed peers.py
@@ -71,7 +72,8 @@ func (b *Bench) Peers(ctx context.Context, o PeersOptions) (*result.File, error)
 		b.say("step: qlora, %d tokens", t.Tokens*t.Rows)
 		var row result.Row
 		row, err = b.step(ctx, s, t, StepOptions{Progress: o.Load})
-		if row.Params = peerParams("qlora", t.Name, t.Segments*t.Rows, t.Tokens/t.Segments, false); len(row.Seconds) > 0 || row.Error != "" {
+		name := map[bool]string{true: "qlora-nf4", false: "qlora"}[t.DType == ops.NF4]
+		if row.Params = peerParams(name, t.Name, t.Segments*t.Rows, t.Tokens/t.Segments, false); len(row.Seconds) > 0 || row.Error != "" {
 			rows = append(rows, row)
 		}
 		if doesNotFit(err) {

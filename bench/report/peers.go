@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 
 	"qlora/bench/result"
 )
@@ -14,7 +15,7 @@ func PeersGrid(f *result.File) Grid {
 	steps := Steps(f)
 	ours := map[string]float64{}
 	for _, s := range steps {
-		if s.Row.Params["trainer"] == "qlora" {
+		if strings.HasPrefix(s.Row.Params["trainer"], "qlora") {
 			ours[peerKey(s)] = s.Tokens
 		}
 	}
@@ -32,5 +33,7 @@ func PeersGrid(f *result.File) Grid {
 	return g
 }
 
-// peerKey is what must be the same for a ratio: model and tokens of a step.
-func peerKey(s Step) string { return s.Model + " " + fmt.Sprint(s.Row.Tokens) }
+// peerKey is what must be the same for a ratio: model, storage of the base and tokens of a step.
+func peerKey(s Step) string {
+	return fmt.Sprintf("%s %t %v", s.Model, strings.HasSuffix(s.Row.Params["trainer"], "-nf4"), s.Row.Tokens)
+}

@@ -140,18 +140,24 @@ func (c *benchPeersCmd) weights(e *env, src *weights.Model) (string, error) {
 	return dir, bench.WriteModel(dir, src, files, shown.writing)
 }
 
-// ours are trainings of the shapes that the peers run, without recomputing.
+// ours are trainings of the shapes that the peers run, in NF4 too where they do, without recomputing.
 func (c *benchPeersCmd) ours(src *weights.Model, peers []bench.Peer) ([]bench.Training, error) {
-	m := benchModel{TorchDType: "bfloat16", Rank: c.Rank, Targets: []string{"all-linear"}}
 	var all []bench.Training
 	var seen []string
 	for _, p := range peers {
+		m, method := benchModel{Rank: c.Rank, Targets: []string{"all-linear"}}, "bf16"
+		if strings.HasSuffix(p.Trainer, "-nf4") {
+			method = "nf4"
+		}
+		if err := m.store(method); err != nil {
+			return nil, err
+		}
 		for _, text := range p.Cases {
 			text = strings.TrimSuffix(text, "c")
-			if slices.Contains(seen, text) {
+			if slices.Contains(seen, method+text) {
 				continue
 			}
-			seen = append(seen, text)
+			seen = append(seen, method+text)
 			var rows, tokens int
 			if _, err := fmt.Sscanf(text, "%dx%d", &rows, &tokens); err != nil {
 				return nil, err
