@@ -61,7 +61,7 @@ func (b *Bench) Decodings(ctx context.Context, o DecodeOptions) (*result.File, e
 // decode measures one number of sequences.
 func (b *Bench) decode(ctx context.Context, s *measure.Sampler, o DecodeOptions, sequences int) ([]result.Row, error) {
 	positions := o.Prompt + o.New
-	room := max(min(512, sequences*o.Prompt), sequences)
+	room := max(min(infer.PromptTokens, sequences*o.Prompt), sequences)
 	q := qwen2.Options{DType: o.DType, MaxT: room, MaxS: room, MaxN: room, Sequences: sequences, Context: positions, Progress: o.Progress}
 	params := map[string]string{"model": o.Name, "method": Training{DType: o.DType}.method(), "sequences": strconv.Itoa(sequences), "prompt": strconv.Itoa(o.Prompt), "new": strconv.Itoa(o.New)}
 	var set *lora.Set

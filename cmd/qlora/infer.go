@@ -102,10 +102,6 @@ func set[T any](dst, src *T) {
 // made whole at the start.
 const defaultContext = 4096
 
-// promptTokens is how many tokens of prompts are run together. A longer prompt goes on by the attention of decoding,
-// which is slower.
-const promptTokens = 2048
-
 // engine is a model ready to answer.
 type engine struct {
 	*base
@@ -141,7 +137,7 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 		return nil, err
 	}
 	g := &engine{base: b}
-	tokens := max(min(promptTokens, context), r.sequences, r.row)
+	tokens := max(min(infer.PromptTokens, context), r.sequences, r.row)
 	o := qwen2.Options{DType: dtype, Single: !d.DoubleQuant, MaxT: tokens, MaxS: tokens, MaxN: tokens, Sequences: r.sequences, Context: context, Compare: r.compare}
 	if len(list) > 0 {
 		all, err := loadAdapters(b, list, lora.Load)

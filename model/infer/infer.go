@@ -159,6 +159,10 @@ func (g *Generator) keep(slot int, prompt []int32, conversation bool) {
 	g.cached[slot] = g.cached[slot][:common]
 }
 
+// PromptTokens is the room for tokens of prompts that are run together. A longer prompt goes on by the attention of
+// decoding, which is slower.
+const PromptTokens = 2048
+
 // few is how many tokens backends may have products of their own for, which add in another order.
 const few = 8
 
