@@ -177,11 +177,13 @@ func parseVerb(k *kong.Kong, node *kong.Node, words []string) (*parsed, error) {
 	if err != nil {
 		return nil, err
 	}
+	settings, notices := lastOf(settings)
+	p.notices = append(p.notices, notices...)
 	settings = override(file, settings)
 	if slices.ContainsFunc(settings, func(s setting) bool { return s.name == "help" }) {
 		return &parsed{text: manual(k, node)}, nil
 	}
-	words, notices, err := resolve(verb, settings, shapes)
+	words, notices, err = resolve(verb, settings, shapes)
 	if err != nil {
 		return nil, err
 	}

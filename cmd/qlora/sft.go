@@ -99,7 +99,7 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	} else if ok {
 		return samples, random, done, nil
 	}
-	opt.SplitRatio, opt.Shuffle = 1, false
+	opt.SplitRatio, opt.Shuffle = 1, c.ValDatasetShuffle
 	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
 		done()
 		return nil, nil, nil, fmt.Errorf("--val_dataset: %w", err)

@@ -18,6 +18,7 @@ type sftCmd struct {
 	deviceFlags
 	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition. To measure by, random:2048x12 alone is 12 rows of 2048 random tokens, random:2048x12:0.3 trains on the last 30 % of each."`
 	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Validation data, likewise; of one with a count the first rows."`
+	ValDatasetShuffle bool     `name:"val_dataset_shuffle" group:"Data" help:"Choose the rows of validation data with a count at random."`
 	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of each dataset set aside for validation where there is no --val_dataset."`
 	rowFlags
 	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
