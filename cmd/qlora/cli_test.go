@@ -43,6 +43,7 @@ type outcome struct {
 	stdout, stderr string
 	code           int
 	cpu            time.Duration
+	memory         int64 // bytes at the fullest moment
 }
 
 // qlora runs the program in a folder.
@@ -56,7 +57,8 @@ func qlora(t *testing.T, dir, stdin string, args ...string) outcome {
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
+	used := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), used.Maxrss << 10}
 }
 
 // ok runs the program and expects it to end well.
