@@ -114,7 +114,7 @@ func newLoading(datasets []string, chat *Chat, opt Options) (*loading, error) {
 	}
 	for _, d := range l.sets {
 		if len(d.leftOut) > 0 {
-			l.report.notice("%s: %d files are read, %d are not, %s among them", d.text, len(d.files), len(d.leftOut), d.leftOut[0])
+			l.report.notice("%s: of %d files %d are left out, %s among them", d.text, len(d.files)+len(d.leftOut), len(d.leftOut), d.leftOut[0])
 		}
 	}
 	return l, nil
