@@ -98,12 +98,28 @@ func (f *rowFlags) load(e *env, b *base, flag string, datasets []string) (data.S
 	if err != nil {
 		return nil, err
 	}
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, report, err := data.Load(datasets, b.chat, opt)
+	end()
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 	f.logReport(e, flag, report)
 	return samples, nil
+}
+
+// rowsRead shows how far datasets have been read, one counter after the other; end clears the line of the last.
+func rowsRead(e *env) (at func(what string, done, total int), end func()) {
+	shown := &counter{}
+	at = func(what string, done, total int) {
+		if shown.what != what {
+			shown.end()
+			shown = newCounter(e, what, 0, int64(total), rows)
+		}
+		shown.at(int64(done))
+	}
+	return at, func() { shown.end() }
 }
 
 // logReport says what became of the rows of a flag's datasets.
@@ -135,7 +151,10 @@ func (c *dataCmd) Run(e *env) error {
 		return c.showRow(e, b, opt)
 	}
 	opt.Shuffle, opt.Seed = c.DatasetShuffle, c.DataSeed
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, report, err := data.Load(c.Dataset, b.chat, opt)
+	end()
 	if err != nil {
 		return fmt.Errorf("--dataset: %w", err)
 	}

@@ -83,7 +83,10 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, validation, report, done, err := c.source(b, opt)
+	end()
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
@@ -100,7 +103,9 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 		return samples, random, done, nil
 	}
 	opt.SplitRatio, opt.Shuffle = 1, c.ValDatasetShuffle
-	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
+	_, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt)
+	end()
+	if err != nil {
 		done()
 		return nil, nil, nil, fmt.Errorf("--val_dataset: %w", err)
 	}
