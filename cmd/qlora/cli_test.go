@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"qlora/internal/golden"
+	"qlora/model/weights/weightstest"
 )
 
 // binary is the program under test, built once.
@@ -368,6 +369,22 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("exit status %d, want %d with %q in\n%s", o.code, c.code, c.want, o.stderr)
 			}
 		})
+	}
+}
+
+// A NaN in a weight of the model ends the program before anything is trained or written.
+func TestNaNInAWeight(t *testing.T) {
+	model, work := miniModel(t), t.TempDir()
+	write(t, filepath.Join(work, "train.jsonl"), trainingData)
+	const name = "model.layers.1.mlp.up_proj.weight"
+	weightstest.Rewrite(t, filepath.Join(model, "model.safetensors"), func(e *weightstest.Tensor) {
+		if e.Name == name {
+			copy(e.Data[40:], []byte{0, 0, 0xc0, 0x7f})
+		}
+	})
+	o := qlora(t, work, "", "sft", "--model", model, "--dataset", "train.jsonl", "--output_dir", "out", "--add_version", "false")
+	if o.code != exitNonFinite || !strings.Contains(o.stderr, name+": row 0, column 10 is NaN") || exists(filepath.Join(work, "out")) {
+		t.Errorf("exit status %d\n%s", o.code, o.stderr)
 	}
 }
 
