@@ -73,8 +73,9 @@ func TestLossOfATurn(t *testing.T) {
 
 func TestRowErrors(t *testing.T) {
 	for row, want := range map[string]string{
-		`{}`:                                                                       "no known columns",
-		`{"data":[{"query":"q"}]}`:                                                 "no known columns",
+		`{}`:                       "no known columns",
+		`{"data":[{"query":"q"}]}`: `no known columns among "data": `,
+		`{"e":1,"b":1,"c":1,"d":1,"a":1,"f":1,"g":null}`:                           `among "a", "b", "c", "d", "e" and 1 more`,
 		`{"Query":"a","query":"b"}`:                                                `two columns are named "query"`,
 		`{"answer":"a","output":"b"}`:                                              `columns "answer" and "output" could both be the response: rename one to "response"`,
 		`{"question":"a","problem":"b"}`:                                           "could both be the query",
