@@ -33,7 +33,10 @@ func (c *sftCmd) Run(e *env) error {
 		return err
 	}
 	defer done()
-	options.EvalStrategy, options.EvalSteps = c.evaluation(len(validation))
+	options.EvalStrategy = c.evaluation(len(validation))
+	if err := c.intervals(&options, options.TotalSteps(samples.Len())); err != nil {
+		return usageError{err}
+	}
 	run := &train.Run{Samples: samples, Eval: validation, Workers: c.DataloaderNumWorkers, Options: options}
 	if err := c.build(e, b, run); err != nil {
 		return err

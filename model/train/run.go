@@ -78,14 +78,14 @@ type loop struct {
 // Start initialises the adapter, or takes it and the optimizer from a checkpoint of the same run, and
 // trains to the end. from is "" or the checkpoint's folder.
 func (r *Run) Start(ctx context.Context, from string) (result Result, err error) {
-	if err := r.Options.check(); err != nil {
+	if err := r.Options.Check(); err != nil {
 		return Result{}, err
 	}
 	if r.Samples.Len() == 0 {
 		return Result{}, errors.New("train: no samples")
 	}
 	order := data.Order{N: r.Samples.Len(), Seed: r.Options.DataSeed, DatasetShuffle: r.Options.DatasetShuffle, EpochShuffle: r.Options.Shuffle}
-	l := &loop{Run: r, total: r.Options.totalSteps(order), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
+	l := &loop{Run: r, total: r.Options.TotalSteps(r.Samples.Len()), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
 	if l.schedule, err = newSchedule(r.Options, l.total); err != nil {
 		return Result{}, err
 	}
