@@ -8,7 +8,7 @@ var trainingFlags = []flagGroup{
 		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author
 		quant_method quant_bits bnb_4bit_quant_type bnb_4bit_use_double_quant`},
 	{class: works, verbs: "sft", names: `
-		dataset split_dataset_ratio dataset_shuffle val_dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict
+		dataset split_dataset_ratio dataset_shuffle val_dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict loss_scale
 		lazy_tokenize dataloader_num_workers packing packing_length packing_strategy
 		tuner_type target_modules target_regex lora_rank lora_alpha lora_dropout use_rslora lorap_lr_ratio
 		num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
@@ -138,7 +138,6 @@ var trainingFlags = []flagGroup{
 	{class: unsupported, verbs: "sft", off: disabled, why: "the optimizer is AdamW: set --learning_rate, --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay", names: `
 		optimizer optim_args optim_target_modules adafactor`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "use --lr_scheduler_type cosine, linear or constant, with --warmup_ratio", names: `lr_scheduler_kwargs`},
-	{class: unsupported, verbs: "sft", off: []string{"default"}, why: "every assistant turn is trained on; `\"loss\": false` in a message leaves one out", names: `loss_scale`},
 	{class: unsupported, verbs: "sft", off: append([]string{"cross_entropy"}, disabled...), why: "the loss is cross entropy", names: `
 		loss_type enable_dft_loss enable_channel_loss channels sft_alpha`},
 	{class: unsupported, verbs: "sft", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size tp_size`},

@@ -28,6 +28,9 @@ func (c *sftCmd) Run(e *env) error {
 		return err
 	}
 	defer b.Close()
+	if err := c.apply(b); err != nil {
+		return err
+	}
 	samples, validation, done, err := c.load(e, b)
 	if err != nil {
 		return err

@@ -22,6 +22,7 @@ type sftCmd struct {
 	ValDatasetShuffle bool     `name:"val_dataset_shuffle" group:"Data" help:"Choose the rows of validation data with a count at random."`
 	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of each dataset set aside for validation where there is no --val_dataset."`
 	rowFlags
+	lossFlags
 	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
 	TrainDataloaderShuffle bool   `name:"train_dataloader_shuffle" group:"Data" default:"true" help:"Shuffle anew for every epoch. With both false rows keep their order."`
 	DataSeed               uint64 `name:"data_seed" group:"Data" default:"42" help:"Seed of the choice of rows and of the order of samples."`

@@ -60,6 +60,9 @@ func TestPreTokenised(t *testing.T) {
 }
 
 func TestLossOfATurn(t *testing.T) {
+	if ex, err := parse(t, `{"messages":[{"role":"assistant","content":"a","loss":true},{"role":"user","content":"q"}]}`); err != nil || !ex.Conversation.Messages[0].Trained {
+		t.Errorf("%+v, %v", ex, err)
+	}
 	for keys, masked := range map[string]bool{
 		``: false, `,"loss":true`: false, `,"loss":null`: false, `,"loss":false`: true, `,"loss_scale":1.0`: false, `,"loss_scale":0`: true,
 		`,"loss":false,"loss_scale":1`: true, `,"loss":true,"loss_scale":0.0`: true,

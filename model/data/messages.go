@@ -123,6 +123,7 @@ func (m *Message) readLoss(keys columns) error {
 		}
 	}
 	m.Masked = m.Role == Assistant && (!loss || scale == 0)
+	m.Trained = m.Role == Assistant && !m.Masked && keys["loss"] != nil
 	return nil
 }
 
