@@ -67,19 +67,25 @@ func (c *Chat) Encode(conv Conversation) (ids, labels []int32, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, s := range spans {
+	ends := make([]int, len(spans)) // in ids
+	for i, s := range spans {
 		if s.control {
 			ids = append(ids, c.control[s.text])
 		} else {
 			ids = c.enc.AppendEncode(ids, s.text)
 		}
-		for i := len(labels); i < len(ids); i++ {
-			if s.label {
-				labels = append(labels, ids[i])
-			} else {
-				labels = append(labels, Ignore)
+		ends[i] = len(ids)
+	}
+	ids = slices.Clone(ids) // without room to grow: a dataset is millions of these
+	labels = slices.Clone(ids)
+	from := 0
+	for i, s := range spans {
+		if !s.label {
+			for j := from; j < ends[i]; j++ {
+				labels[j] = Ignore
 			}
 		}
+		from = ends[i]
 	}
 	return ids, labels, nil
 }
