@@ -30,9 +30,8 @@ type savedArgs struct {
 	DoubleQuant *bool  `json:"bnb_4bit_use_double_quant"`
 }
 
-// argsJSON is args.json: every flag of the run by name with its value, as ms-swift writes it.
-// What was
-// settled since the flags were read replaces the flag: the model's place, the template, its system.
+// argsJSON is args.json: every flag of the run by name with its value, as ms-swift writes it. What was settled since the
+// flags were read replaces the flag: the model's place, the template, its system.
 func argsJSON(flags []*kong.Flag, b *base, m *modelFlags) (json.RawMessage, error) {
 	args := make(map[string]any, len(flags))
 	for _, f := range flags {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -19,6 +21,32 @@ func (s setting) fault(err error) error {
 		return err
 	}
 	return fmt.Errorf("%s: %w", s.at, err)
+}
+
+// flag is the name of the flag that is set: what an older name, or transformers' --no_x, stands for.
+func (s setting) flag() string {
+	name := strings.TrimPrefix(s.name, "no_")
+	return cmp.Or(aliases[name], name)
+}
+
+// lastOf keeps of a flag that is given more than once what is given last, as ms-swift's parser does, and says so where that
+// makes a difference.
+func lastOf(settings []setting) (kept []setting, notices []string) {
+	at := map[string]int{}
+	for _, s := range settings {
+		i, again := at[s.flag()]
+		if !again {
+			at[s.flag()] = len(kept)
+			kept = append(kept, s)
+			continue
+		}
+		if before := kept[i]; before.name != s.name || !slices.Equal(before.values, s.values) {
+			notices = append(notices, fmt.Sprintf("notice: --%s %s takes the place of --%s %s before it, as in ms-swift; several values stand behind one flag",
+				s.name, strings.Join(s.values, " "), before.name, strings.Join(before.values, " ")))
+		}
+		kept[i] = s
+	}
+	return kept, notices
 }
 
 // splitWords groups the words after the verb as ms-swift's parser does, with a little more

@@ -82,6 +82,9 @@ func (c *inferCmd) questions(e *env, g *engine) ([]question, error) {
 		}
 		return nil, fmt.Errorf("--val_dataset: %w", err)
 	}
+	if c.ValDatasetSample > 0 {
+		e.logf("notice: --val_dataset_sample %d: the first rows are answered, where ms-swift draws them at random", c.ValDatasetSample)
+	}
 	fits := all[:0]
 	marked := 0
 	for _, q := range all {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"qlora/internal/golden"
+	"qlora/model/weights/weightstest"
 )
 
 // binary is the program under test, built once.
@@ -43,6 +44,7 @@ type outcome struct {
 	stdout, stderr string
 	code           int
 	cpu            time.Duration
+	memory         int64 // bytes at the fullest moment
 }
 
 // qlora runs the program in a folder.
@@ -56,7 +58,8 @@ func qlora(t *testing.T, dir, stdin string, args ...string) outcome {
 	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()}
+	used := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	return outcome{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode(), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), used.Maxrss << 10}
 }
 
 // ok runs the program and expects it to end well.
@@ -366,6 +369,22 @@ func TestExitCodes(t *testing.T) {
 				t.Errorf("exit status %d, want %d with %q in\n%s", o.code, c.code, c.want, o.stderr)
 			}
 		})
+	}
+}
+
+// A NaN in a weight of the model ends the program before anything is trained or written.
+func TestNaNInAWeight(t *testing.T) {
+	model, work := miniModel(t), t.TempDir()
+	write(t, filepath.Join(work, "train.jsonl"), trainingData)
+	const name = "model.layers.1.mlp.up_proj.weight"
+	weightstest.Rewrite(t, filepath.Join(model, "model.safetensors"), func(e *weightstest.Tensor) {
+		if e.Name == name {
+			copy(e.Data[40:], []byte{0, 0, 0xc0, 0x7f})
+		}
+	})
+	o := qlora(t, work, "", "sft", "--model", model, "--dataset", "train.jsonl", "--output_dir", "out", "--add_version", "false")
+	if o.code != exitNonFinite || !strings.Contains(o.stderr, name+": row 0, column 10 is NaN") || exists(filepath.Join(work, "out")) {
+		t.Errorf("exit status %d\n%s", o.code, o.stderr)
 	}
 }
 

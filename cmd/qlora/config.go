@@ -76,15 +76,8 @@ func readLimited(path string) ([]byte, error) {
 
 // override leaves out the settings of a file that the command line sets too.
 func override(file, line []setting) []setting {
-	own := func(name string) string {
-		name = strings.TrimPrefix(name, "no_")
-		if to, ok := aliases[name]; ok {
-			return to
-		}
-		return name
-	}
 	return append(slices.DeleteFunc(file, func(f setting) bool {
-		return slices.ContainsFunc(line, func(l setting) bool { return own(f.name) == own(l.name) })
+		return slices.ContainsFunc(line, func(l setting) bool { return l.flag() == f.flag() })
 	}), line...)
 }
 

@@ -18,6 +18,7 @@ import (
 type dataCmd struct {
 	modelFlags
 	rowFlags
+	lossFlags
 	Dataset        []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Datasets, as described above."`
 	DatasetShuffle bool     `name:"dataset_shuffle" group:"Data" default:"true" help:"Rows of a dataset with a count are chosen at random; else the first."`
 	DataSeed       uint64   `name:"data_seed" group:"Data" default:"42" help:"Seed of the choice of rows."`
@@ -31,6 +32,19 @@ type rowFlags struct {
 	MaxLength  int    `name:"max_length" group:"Data" help:"Tokens of a sample at most. By default what the model was made for."`
 	Truncation string `name:"truncation_strategy" group:"Data" default:"delete" placeholder:"NAME" help:"What becomes of a longer row: delete, left or right (the end that is cut off)."`
 	Strict     bool   `name:"strict" group:"Data" help:"A row that cannot be used ends the run. Otherwise it is left out, and reported by file and row."`
+}
+
+// lossFlags say what of a row is trained on.
+type lossFlags struct {
+	LossScale string `name:"loss_scale" group:"Data" default:"default" placeholder:"NAME" help:"Turns of the assistant that are trained on: default, all of them, or last_round, the last. \"loss\" in a message goes before it."`
+}
+
+func (f *lossFlags) apply(b *base) error {
+	b.chat.LastRound = f.LossScale == "last_round"
+	if !b.chat.LastRound && f.LossScale != "default" {
+		return usageError{fmt.Errorf("--loss_scale %s: known but not supported: choose default or last_round; \"loss\": false in a message leaves one out", f.LossScale)}
+	}
+	return nil
 }
 
 // columnFlags say how rows are read.
@@ -98,12 +112,28 @@ func (f *rowFlags) load(e *env, b *base, flag string, datasets []string) (data.S
 	if err != nil {
 		return nil, err
 	}
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, report, err := data.Load(datasets, b.chat, opt)
+	end()
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", flag, err)
 	}
 	f.logReport(e, flag, report)
 	return samples, nil
+}
+
+// rowsRead shows how far datasets have been read, one counter after the other; end clears the line of the last.
+func rowsRead(e *env) (at func(what string, done, total int), end func()) {
+	shown := &counter{}
+	at = func(what string, done, total int) {
+		if shown.what != what {
+			shown.end()
+			shown = newCounter(e, what, 0, int64(total), rows)
+		}
+		shown.at(int64(done))
+	}
+	return at, func() { shown.end() }
 }
 
 // logReport says what became of the rows of a flag's datasets.
@@ -127,6 +157,9 @@ func (c *dataCmd) Run(e *env) error {
 		return err
 	}
 	defer b.Close()
+	if err := c.apply(b); err != nil {
+		return err
+	}
 	opt, err := c.options(b)
 	if err != nil {
 		return err
@@ -135,7 +168,10 @@ func (c *dataCmd) Run(e *env) error {
 		return c.showRow(e, b, opt)
 	}
 	opt.Shuffle, opt.Seed = c.DatasetShuffle, c.DataSeed
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, report, err := data.Load(c.Dataset, b.chat, opt)
+	end()
 	if err != nil {
 		return fmt.Errorf("--dataset: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // hubCache makes a Hugging Face cache of two datasets, and points the program at it.
@@ -123,4 +124,29 @@ func TestPackingAndSplits(t *testing.T) {
 			t.Errorf("%q: exit status %d, want %q\n%s", more, o.code, want, o.stderr)
 		}
 	}
+}
+
+// A file of a million rows starts training within 5 s and 500 MB, where its rows are read when they are trained on.
+func TestMillionRows(t *testing.T) {
+	model, work := miniModel(t), t.TempDir()
+	file, err := os.Create(filepath.Join(work, "million.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const row = `{"query":"why is the sky blue on a clear day?","response":"because air scatters blue light more than red light"}` + "\n"
+	for range 1000 { // in parts: what this process holds when it starts the program counts as the program's
+		if _, err := file.WriteString(strings.Repeat(row, 1000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	o := ok(t, work, "", "sft", "--model", model, "--dataset", "million.jsonl", "--lazy_tokenize", "true", "--max_length", "400", "--dataloader_num_workers", "4",
+		"--max_steps", "1", "--save_strategy", "no", "--report_to", "none")
+	if took := time.Since(began); took > 5*time.Second || o.memory > 500<<20 || !strings.Contains(o.stderr, "data: 1000000 samples") {
+		t.Errorf("one step took %v and %d MB\n%s", took, o.memory>>20, o.stderr)
+	}
+	t.Logf("%v, %d MB", time.Since(began), o.memory>>20)
 }

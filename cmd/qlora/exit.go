@@ -7,6 +7,7 @@ import (
 
 	"qlora/model/plan"
 	"qlora/model/train"
+	"qlora/model/weights"
 )
 
 // Exit statuses.
@@ -56,6 +57,7 @@ var exitKinds = []struct {
 	{exitInterrupted, isA[*train.Interrupted]},
 	{exitInterrupted, isOf(context.Canceled)},
 	{exitNonFinite, isA[*train.NonFinite]},
+	{exitNonFinite, isA[*weights.NonFinite]},
 	{exitNoFit, isA[*noFitError]},
 	{exitNoFit, isA[*plan.NoFit]},
 	{exitCheckFailed, isOf(errCheckFailed)},

@@ -34,7 +34,8 @@ var disabled = []string{"false", "no", "none", "null", "0", "0.", "0.0", ""}
 
 // aliases are other names that ms-swift, or transformers, has or had for a flag.
 var aliases = map[string]string{
-	"train_type":           "tuner_type", // up to 4.0
+	"train_type":           "tuner_type",   // up to 4.0
+	"init_lora_weights":    "init_weights", // PEFT's, and ms-swift's up to 2
 	"lora_modules":         "adapters",
 	"custom_register_path": "external_plugins",
 	"use_liger":            "use_liger_kernel",

@@ -99,6 +99,15 @@ func TestParse(t *testing.T) {
 		{"sft|--dataset|a|--use_dora|false|--packing|False|--quant_method|none|--loss_scale|default", ""},
 		{"sft|--dataset|a|--no_dataset_shuffle", ""},
 		{"sft|--dataset|a|--learning-rate=2e-5|--max_steps|-1", ""},
+		{"sft|--dataset|a|--lora_rank|8|--dataset|b|c", "notice: --dataset b c takes the place of --dataset a before it"},
+		{"sft|--dataset|a|--tuner_type|full|--train_type|lora", "--train_type lora takes the place of --tuner_type full"},
+		{"sft|--dataset|a|--strict|true|--strict|true|--init_lora_weights|gaussian", ""},
+		{"sft|--dataset|a|--val_dataset|b#5|--val_dataset_shuffle|true", ""},
+		{"sft|--task_type|causal_lm|--use_chat_template|true|--agent_template|hermes|--acc_strategy|token|--train_sampler_random|true", ""},
+		{"sft|--task_type|seq_cls", "!--task_type seq_cls: known but not supported"},
+		{"sft|--group_by_length|true", "!--group_by_length true: known but not supported"},
+		{"sft|--train_sampling_strategy|sequential", "!--dataset_shuffle false --train_dataloader_shuffle false"},
+		{"infer|--val_dataset|a|--val_dataset_shuffle|true", "!rows are answered in their order"},
 		{"sft|--use_dora|true", "!--use_dora true: known but not supported: only LoRA"},
 		{"sft|--use_dora", "!known but not supported"},
 		{"sft|--dataset|a|--quant_method|bnb|--quant_bits|4|--bnb_4bit_compute_dtype|bfloat16", "--bnb_4bit_compute_dtype has no effect here"},
@@ -111,6 +120,8 @@ func TestParse(t *testing.T) {
 		{"sft|--lora_rank|8|16", "!--lora_rank takes one value, not 2"},
 		{"sft|--lora_rank", "!--lora_rank needs a value"},
 		{"sft|--lora_rank|x", "!--lora_rank: expected a valid"},
+		{"sft|--dataset|a|--learning_rate|nan", "!--learning_rate NaN: must be a finite number"},
+		{"infer|--model|m|--temperature|-inf", "!--temperature -Inf: must be a finite number"},
 		{"sft|--dataset|a|-lora_rank|8", "!a flag starts with two dashes, --lora_rank"},
 		{"sft|--strict|maybe", "!--strict takes true or false"},
 		{"sft|--stream|true", "no effect here: the training log needs no generation"},
@@ -216,15 +227,28 @@ func TestDefaults(t *testing.T) {
 		c.Backend != "auto" || c.Strict || c.System != nil {
 		t.Errorf("command %+v", c)
 	}
-	if strategy, steps := c.evaluation(0); strategy != "no" || steps != 0 {
-		t.Errorf("without validation data: %s every %d steps", strategy, steps)
-	}
-	if strategy, steps := c.evaluation(1); strategy != "steps" || steps != 500 {
-		t.Errorf("with validation data: %s every %d steps", strategy, steps)
+	if c.evaluation(0) != "no" || c.evaluation(1) != "steps" || o.EvalSteps != 500 {
+		t.Errorf("validation %s without data, %s with, every %d steps", c.evaluation(0), c.evaluation(1), o.EvalSteps)
 	}
 	c, _ = command[sftCmd](t, []string{"sft", "--dataset", "a", "--per_device_train_batch_size", "5", "--target_modules", "q_proj", "v_proj"})
 	if o, err := c.options(); err != nil || o.StepSamples != 20 || !slices.Equal(c.TargetModules, []string{"q_proj", "v_proj"}) {
 		t.Errorf("batch size 5: %d samples a step, %v; modules %q", o.StepSamples, err, c.TargetModules)
+	}
+}
+
+// Below 1 an interval is a share of the run, rounded up, as in transformers.
+func TestIntervals(t *testing.T) {
+	c, _ := command[sftCmd](t, []string{"sft", "--dataset", "a", "--logging_steps", "0.01", "--save_steps", "0.25", "--max_steps", "30"})
+	o, err := c.options()
+	if err == nil {
+		err = c.intervals(&o, o.TotalSteps(1))
+	}
+	if err != nil || o.LoggingSteps != 1 || o.SaveSteps != 8 || o.EvalSteps != 8 {
+		t.Errorf("every %d, %d and %d steps, %v", o.LoggingSteps, o.SaveSteps, o.EvalSteps, err)
+	}
+	c, _ = command[sftCmd](t, []string{"sft", "--dataset", "a", "--eval_steps", "1.5"})
+	if _, err := c.options(); err == nil || !strings.Contains(err.Error(), "--eval_steps 1.5: a number of steps") {
+		t.Error(err)
 	}
 }
 

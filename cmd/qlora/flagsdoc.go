@@ -26,7 +26,7 @@ flag table and the command structs of cmd/qlora (` + "`go generate ./cmd/qlora`"
 | not supported | an error that says what to use instead; a value that asks for nothing, in brackets, passes |
 
 Any other flag is an error that names the nearest one. Flags may stand in a YAML or JSON file, ` + "`qlora sft run.yaml --lora_rank 16`" + `: its
-keys are the names of flags, and the command line goes before it.
+keys are the names of flags, and the command line goes before it. A flag given twice counts as given last, and a notice says so.
 `
 
 // className are the classes in words.

@@ -8,7 +8,7 @@ var trainingFlags = []flagGroup{
 		model template system torch_dtype max_length seed adapters val_dataset columns model_name model_author
 		quant_method quant_bits bnb_4bit_quant_type bnb_4bit_use_double_quant`},
 	{class: works, verbs: "sft", names: `
-		dataset split_dataset_ratio dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict
+		dataset split_dataset_ratio dataset_shuffle val_dataset_shuffle train_dataloader_shuffle data_seed truncation_strategy strict loss_scale
 		lazy_tokenize dataloader_num_workers packing packing_length packing_strategy
 		tuner_type target_modules target_regex lora_rank lora_alpha lora_dropout use_rslora lorap_lr_ratio
 		num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps
@@ -25,10 +25,9 @@ var trainingFlags = []flagGroup{
 		dataloader_prefetch_factor dataloader_persistent_workers dataloader_pin_memory
 		dataloader_multiprocessing_context dataloader_in_order dataset_num_proc packing_num_proc load_from_cache_file
 		enable_cache packing_cache download_mode remove_unused_columns load_dataset_config
-		disable_auto_column_mapping accelerator_config eval_do_concat_batches eval_accumulation_steps group_by_length
-		length_column_name train_sampling_strategy train_sampler_random sortish_sampler padding_side`},
-	{class: noEffect, verbs: "sft", why: "validation is packed into as few rows as fit, and its order changes no result", names: `
-		per_device_eval_batch_size val_dataset_shuffle`},
+		disable_auto_column_mapping accelerator_config eval_do_concat_batches eval_accumulation_steps
+		length_column_name padding_side`},
+	{class: noEffect, verbs: "sft", why: "validation is packed into as few rows as fit", names: `per_device_eval_batch_size`},
 	{class: noEffect, verbs: "sft infer", why: "attention has one implementation, which never builds a T x T matrix and keeps packed samples apart", names: `
 		attn_impl padding_free use_liger_kernel liger_kernel_config use_logits_to_keep experts_impl enable_npu_model_patch`},
 	{class: noEffect, verbs: "sft infer", why: "one process uses one device; there is nothing to distribute", names: `
@@ -48,7 +47,7 @@ var trainingFlags = []flagGroup{
 	{class: noEffect, verbs: "sft infer", why: "runs are deterministic already, and a value that is not finite ends them before it reaches a weight", names: `
 		full_determinism logging_nan_inf_filter`},
 	{class: noEffect, verbs: "sft infer", why: "the model is recognised by its config.json or GGUF metadata", names: `
-		model_type task_type check_model is_encoder_decoder use_chat_template model_kwargs past_index label_names`},
+		model_type check_model is_encoder_decoder model_kwargs past_index label_names`},
 	{class: noEffect, verbs: "sft infer", why: "the network is not used; models are read from disk or from the local hub caches", names: `
 		use_hf hub_token hub_strategy hub_private_repo hub_always_push hub_model_id hub_revision push_to_hub_model_id
 		push_to_hub_organization push_to_hub_token local_repo_path`},
@@ -71,7 +70,7 @@ var trainingFlags = []flagGroup{
 	{class: noEffect, verbs: "sft infer", why: "progress goes to the terminal, every figure to logging.jsonl, and to runs/ for TensorBoard", names: `
 		log_level logging_strategy logging_dir run_name project disable_tqdm include_tokens_per_second
 		include_num_input_tokens_seen include_for_metrics include_inputs_for_metrics debug prediction_loss_only
-		batch_eval_metrics use_legacy_prediction_loop do_train do_eval do_predict acc_strategy eval_metric
+		batch_eval_metrics use_legacy_prediction_loop do_train do_eval do_predict eval_metric
 		swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode swanlab_notification_method
 		swanlab_webhook_url swanlab_secret swanlab_sender_email swanlab_receiver_email swanlab_smtp_server
 		swanlab_smtp_port swanlab_email_language swanlab_lark_webhook_url swanlab_lark_secret
@@ -79,8 +78,8 @@ var trainingFlags = []flagGroup{
 	{class: noEffect, verbs: "sft infer", why: "adapters are one safetensors file, and every checkpoint can be resumed", names: `
 		max_shard_size save_safetensors safe_serialization use_flash_ckpt enable_jit_checkpoint
 		restore_callback_states_from_checkpoint overwrite_output_dir`},
-	{class: noEffect, verbs: "sft infer", why: "the template is that of the model, or --template; thinking and agent formats have no part in it", names: `
-		template_backend agent_template tools_prompt enable_thinking preserve_thinking add_non_thinking_prefix
+	{class: noEffect, verbs: "sft infer", why: "the template is that of the model, or --template; thinking has no part in it", names: `
+		template_backend enable_thinking preserve_thinking add_non_thinking_prefix
 		disable_ignore_empty_think is_binary_loss_scale`},
 	{class: noEffect, verbs: "sft infer", why: "errors in flags are never ignored", names: `ignore_args_error`},
 	{class: noEffect, verbs: "sft", why: "the training log needs no generation; `qlora infer` and `qlora eval` take it", names: `
@@ -89,7 +88,7 @@ var trainingFlags = []flagGroup{
 		eval_dataset_args extra_eval_args eval_limit max_model_len structured_outputs_regex cached_val_dataset response_prefix
 		load_data_args`},
 	{class: noEffect, verbs: "infer", why: "nothing is trained", names: `
-		split_dataset_ratio dataset_shuffle val_dataset_shuffle data_seed truncation_strategy strict tuner_type lazy_tokenize
+		split_dataset_ratio dataset_shuffle data_seed truncation_strategy strict tuner_type lazy_tokenize
 		dataloader_num_workers packing
 		packing_length packing_strategy loss_scale interleave_prob stopping_strategy shuffle_buffer_size streaming
 		cached_dataset cached_val_dataset load_data_args`},
@@ -118,6 +117,10 @@ var trainingFlags = []flagGroup{
 		external_plugins custom_dataset_info`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "the vocabulary is fixed: spell the marker in ordinary text", names: `new_special_tokens init_strategy`},
 	{class: unsupported, verbs: "sft infer", off: disabled, why: "adapters are PEFT LoRA: leave it out", names: `use_swift_lora`},
+	{class: unsupported, verbs: "sft infer", off: append([]string{"causal_lm"}, disabled...), why: "models are trained and asked as language models", names: `task_type`},
+	{class: unsupported, verbs: "sft infer", off: []string{"true", "null", "none"}, why: "conversations are written by a template: use --template", names: `use_chat_template`},
+	{class: unsupported, verbs: "sft infer", off: append([]string{"hermes"}, disabled...), why: "tools are written as Qwen2.5's own template does it: leave it out", names: `agent_template tools_prompt`},
+	{class: unsupported, verbs: "infer", off: disabled, why: "rows are answered in their order: write the ones you want into a file", names: `val_dataset_shuffle`},
 	{class: unsupported, verbs: "infer", off: disabled, why: "give the checkpoint to --adapters", names: `ckpt_dir`},
 	{class: unsupported, verbs: "infer", off: disabled, why: "give the rows to answer to --val_dataset", names: `dataset`},
 	{class: unsupported, verbs: "infer", off: append([]string{"1"}, disabled...), why: "search is greedy or by sampling: use --temperature, --top_k and --top_p", names: `num_beams`},
@@ -135,13 +138,16 @@ var trainingFlags = []flagGroup{
 	{class: unsupported, verbs: "sft", off: disabled, why: "the optimizer is AdamW: set --learning_rate, --adam_beta1, --adam_beta2, --adam_epsilon and --weight_decay", names: `
 		optimizer optim_args optim_target_modules adafactor`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "use --lr_scheduler_type cosine, linear or constant, with --warmup_ratio", names: `lr_scheduler_kwargs`},
-	{class: unsupported, verbs: "sft", off: []string{"default"}, why: "every assistant turn is trained on; `\"loss\": false` in a message leaves one out", names: `loss_scale`},
 	{class: unsupported, verbs: "sft", off: append([]string{"cross_entropy"}, disabled...), why: "the loss is cross entropy", names: `
 		loss_type enable_dft_loss enable_channel_loss channels sft_alpha`},
 	{class: unsupported, verbs: "sft", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size tp_size`},
 	{class: unsupported, verbs: "infer", off: append([]string{"1"}, disabled...), why: "one device holds the whole sequence: lower --max_length", names: `sequence_parallel_size`},
 	{class: unsupported, verbs: "sft", off: append([]string{"first_exhausted", "1000"}, disabled...), why: "datasets are read whole, one after the other: write the mixture into one file", names: `
 		streaming shuffle_buffer_size interleave_prob stopping_strategy cached_dataset train_dataset_sample`},
+	{class: unsupported, verbs: "sft", off: disabled, why: "steps are made of rows as they come, and packed: leave it out", names: `group_by_length sortish_sampler`},
+	{class: unsupported, verbs: "sft", off: []string{"true", "random"}, why: "to keep the order of rows say --dataset_shuffle false --train_dataloader_shuffle false", names: `
+		train_sampling_strategy train_sampler_random`},
+	{class: unsupported, verbs: "sft", off: []string{"token"}, why: "accuracy is counted by tokens: `qlora eval` counts whole answers", names: `acc_strategy`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "set --num_train_epochs or --max_steps", names: `max_epochs`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "a last, smaller step is trained on too: make the data a multiple of the step", names: `dataloader_drop_last`},
 	{class: unsupported, verbs: "sft", off: disabled, why: "validation runs every --eval_steps", names: `eval_delay eval_on_start`},

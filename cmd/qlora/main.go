@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/signal"
 	"reflect"
@@ -177,11 +178,13 @@ func parseVerb(k *kong.Kong, node *kong.Node, words []string) (*parsed, error) {
 	if err != nil {
 		return nil, err
 	}
+	settings, notices := lastOf(settings)
+	p.notices = append(p.notices, notices...)
 	settings = override(file, settings)
 	if slices.ContainsFunc(settings, func(s setting) bool { return s.name == "help" }) {
 		return &parsed{text: manual(k, node)}, nil
 	}
-	words, notices, err := resolve(verb, settings, shapes)
+	words, notices, err = resolve(verb, settings, shapes)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +197,24 @@ func parseVerb(k *kong.Kong, node *kong.Node, words []string) (*parsed, error) {
 		}
 		return nil, fmt.Errorf("%w (`qlora %s --help` explains the flags)", err, verb)
 	}
+	if err := finiteNumbers(p.command.Selected().Flags); err != nil {
+		return nil, err
+	}
 	return p, nil
+}
+
+// finiteNumbers refuses a NaN or an infinity, which strconv takes for numbers.
+func finiteNumbers(flags []*kong.Flag) error {
+	for _, f := range flags {
+		v := reflect.Indirect(f.Target)
+		if !v.IsValid() || v.Kind() != reflect.Float64 {
+			continue
+		}
+		if x := v.Float(); math.IsNaN(x) || math.IsInf(x, 0) {
+			return fmt.Errorf("--%s %v: must be a finite number", f.Name, x)
+		}
+	}
+	return nil
 }
 
 // isMergeLoRA reports whether a verb is ms-swift's short one for export --merge_lora true.

@@ -28,12 +28,18 @@ func (c *sftCmd) Run(e *env) error {
 		return err
 	}
 	defer b.Close()
+	if err := c.apply(b); err != nil {
+		return err
+	}
 	samples, validation, done, err := c.load(e, b)
 	if err != nil {
 		return err
 	}
 	defer done()
-	options.EvalStrategy, options.EvalSteps = c.evaluation(len(validation))
+	options.EvalStrategy = c.evaluation(len(validation))
+	if err := c.intervals(&options, options.TotalSteps(samples.Len())); err != nil {
+		return usageError{err}
+	}
 	run := &train.Run{Samples: samples, Eval: validation, Workers: c.DataloaderNumWorkers, Options: options}
 	if err := c.build(e, b, run); err != nil {
 		return err
@@ -83,7 +89,10 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	var end func()
+	opt.Progress, end = rowsRead(e)
 	samples, validation, report, done, err := c.source(b, opt)
+	end()
 	if err != nil {
 		return nil, nil, nil, fmt.Errorf("--dataset: %w", err)
 	}
@@ -99,8 +108,10 @@ func (c *sftCmd) load(e *env, b *base) (samples data.Source, validation data.Sam
 	} else if ok {
 		return samples, random, done, nil
 	}
-	opt.SplitRatio, opt.Shuffle = 1, false
-	if _, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt); err != nil {
+	opt.SplitRatio, opt.Shuffle = 1, c.ValDatasetShuffle
+	_, validation, report, err = data.LoadSplit(c.ValDataset, b.chat, opt)
+	end()
+	if err != nil {
 		done()
 		return nil, nil, nil, fmt.Errorf("--val_dataset: %w", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -18,8 +19,10 @@ type sftCmd struct {
 	deviceFlags
 	Dataset           []string `name:"dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Training data, as qlora data --help describes it: 'alpaca.jsonl#500' builtin:self-cognition. To measure by, random:2048x12 alone is 12 rows of 2048 random tokens, random:2048x12:0.3 trains on the last 30 % of each."`
 	ValDataset        []string `name:"val_dataset" group:"Data" sep:"none" placeholder:"DATA..." help:"Validation data, likewise; of one with a count the first rows."`
+	ValDatasetShuffle bool     `name:"val_dataset_shuffle" group:"Data" help:"Choose the rows of validation data with a count at random."`
 	SplitDatasetRatio float64  `name:"split_dataset_ratio" group:"Data" default:"0" help:"Share of each dataset set aside for validation where there is no --val_dataset."`
 	rowFlags
+	lossFlags
 	DatasetShuffle         bool   `name:"dataset_shuffle" group:"Data" default:"true" help:"Shuffle the training data once."`
 	TrainDataloaderShuffle bool   `name:"train_dataloader_shuffle" group:"Data" default:"true" help:"Shuffle anew for every epoch. With both false rows keep their order."`
 	DataSeed               uint64 `name:"data_seed" group:"Data" default:"42" help:"Seed of the choice of rows and of the order of samples."`
@@ -56,16 +59,16 @@ type sftCmd struct {
 	LabelSmoothingFactor      float64 `name:"label_smoothing_factor" group:"Optimizer" default:"0" help:"Share of the target that is spread evenly over the vocabulary, in training and validation."`
 	Seed                      uint32  `name:"seed" group:"Optimizer" default:"42" help:"Seed of A, of dropout and of noise. The same flags give the same bytes."`
 
-	OutputDir            string `name:"output_dir" group:"Output" placeholder:"DIR" help:"Runs are written below it, as v0-20250405-142300 and so on. By default output/ and the model's name."`
-	AddVersion           bool   `name:"add_version" group:"Output" default:"true" help:"false writes into --output_dir itself."`
-	ResumeFromCheckpoint string `name:"resume_from_checkpoint" group:"Output" placeholder:"DIR" help:"Go on from a checkpoint, or from the last one of a run's folder, bit for bit as if the run had not ended. All other flags must be the same."`
-	LoggingSteps         int    `name:"logging_steps" group:"Output" default:"5" help:"Steps from one line of logging.jsonl to the next."`
-	LoggingFirstStep     bool   `name:"logging_first_step" group:"Output" default:"true" help:"Log the first step too."`
-	EvalStrategy         string `name:"eval_strategy" group:"Output" placeholder:"NAME" help:"no, steps or epoch. By default that of saving, with validation data."`
-	EvalSteps            int    `name:"eval_steps" group:"Output" help:"Steps from one validation to the next. By default --save_steps."`
-	SaveStrategy         string `name:"save_strategy" group:"Output" default:"steps" placeholder:"NAME" help:"no, steps or epoch. The last step is always saved unless it is no."`
-	SaveSteps            int    `name:"save_steps" group:"Output" default:"500" help:"Steps from one checkpoint to the next."`
-	SaveTotalLimit       int    `name:"save_total_limit" group:"Output" help:"Checkpoints to keep: the last ones, and the best. By default all."`
+	OutputDir            string  `name:"output_dir" group:"Output" placeholder:"DIR" help:"Runs are written below it, as v0-20250405-142300 and so on. By default output/ and the model's name."`
+	AddVersion           bool    `name:"add_version" group:"Output" default:"true" help:"false writes into --output_dir itself."`
+	ResumeFromCheckpoint string  `name:"resume_from_checkpoint" group:"Output" placeholder:"DIR" help:"Go on from a checkpoint, or from the last one of a run's folder, bit for bit as if the run had not ended. All other flags must be the same."`
+	LoggingSteps         float64 `name:"logging_steps" group:"Output" default:"5" help:"Steps from one line of logging.jsonl to the next; below 1 a share of the run's."`
+	LoggingFirstStep     bool    `name:"logging_first_step" group:"Output" default:"true" help:"Log the first step too."`
+	EvalStrategy         string  `name:"eval_strategy" group:"Output" placeholder:"NAME" help:"no, steps or epoch. By default that of saving, with validation data."`
+	EvalSteps            float64 `name:"eval_steps" group:"Output" help:"Steps from one validation to the next; below 1 a share of the run's. By default --save_steps."`
+	SaveStrategy         string  `name:"save_strategy" group:"Output" default:"steps" placeholder:"NAME" help:"no, steps or epoch. The last step is always saved unless it is no."`
+	SaveSteps            float64 `name:"save_steps" group:"Output" default:"500" help:"Steps from one checkpoint to the next; below 1 a share of the run's."`
+	SaveTotalLimit       int     `name:"save_total_limit" group:"Output" help:"Checkpoints to keep: the last ones, and the best. By default all."`
 
 	MetricForBestModel      string   `name:"metric_for_best_model" group:"Output" default:"loss" placeholder:"NAME" help:"What the best checkpoint is chosen by: loss or token_acc of validation."`
 	GreaterIsBetter         *bool    `name:"greater_is_better" group:"Output" help:"Whether more of it is better. By default for token_acc alone."`
@@ -118,7 +121,7 @@ func (c *sftCmd) options() (train.Options, error) {
 			return train.Options{}, fmt.Errorf("--%s %s: choose no, steps or epoch", flag, strategy)
 		}
 	}
-	return train.Options{
+	o := train.Options{
 		Epochs: c.NumTrainEpochs, MaxSteps: max(c.MaxSteps, 0), StepSamples: c.PerDeviceTrainBatchSize * accumulation,
 		LearningRate: c.LearningRate, WeightDecay: c.WeightDecay, LRRatio: c.LoRAPLRRatio,
 		Beta1: c.AdamBeta1, Beta2: c.AdamBeta2, Eps: c.AdamEpsilon, MaxGradNorm: c.MaxGradNorm,
@@ -126,9 +129,31 @@ func (c *sftCmd) options() (train.Options, error) {
 		Schedule: c.LRSchedulerType, WarmupRatio: c.WarmupRatio, WarmupSteps: c.WarmupSteps,
 		Seed: c.Seed, DataSeed: c.DataSeed, Shuffle: c.TrainDataloaderShuffle, DatasetShuffle: c.DatasetShuffle,
 		BestMetric: strings.TrimPrefix(c.MetricForBestModel, "eval_"), GreaterIsBetter: c.greaterIsBetter(), EarlyStop: c.EarlyStopInterval,
-		LoggingSteps: c.LoggingSteps, LoggingFirstStep: c.LoggingFirstStep,
-		SaveStrategy: train.Strategy(c.SaveStrategy), SaveSteps: c.SaveSteps, SaveTotalLimit: c.SaveTotalLimit,
-	}, nil
+		LoggingFirstStep: c.LoggingFirstStep, SaveStrategy: train.Strategy(c.SaveStrategy), SaveTotalLimit: c.SaveTotalLimit,
+	}
+	if err := c.intervals(&o, 1); err != nil {
+		return o, err
+	}
+	return o, o.Check()
+}
+
+// intervals sets the steps from one line of the log, checkpoint or validation to the next, of a run of total steps.
+func (c *sftCmd) intervals(o *train.Options, total int) error {
+	for _, f := range []struct {
+		flag  string
+		steps float64 // below 1: a share of the run's, as in transformers
+		into  *int
+	}{{"logging_steps", c.LoggingSteps, &o.LoggingSteps}, {"save_steps", c.SaveSteps, &o.SaveSteps}, {"eval_steps", cmp.Or(c.EvalSteps, c.SaveSteps), &o.EvalSteps}} {
+		switch {
+		case f.steps > 0 && f.steps < 1:
+			*f.into = int(math.Ceil(f.steps * float64(total)))
+		case f.steps != math.Trunc(f.steps) || math.Abs(f.steps) > math.MaxInt32:
+			return fmt.Errorf("--%s %v: a number of steps, or below 1 a share of the run's", f.flag, f.steps)
+		default:
+			*f.into = int(f.steps)
+		}
+	}
+	return nil
 }
 
 // greaterIsBetter is ms-swift's rule where the flag is left out.
@@ -140,9 +165,9 @@ func (c *sftCmd) greaterIsBetter() bool {
 }
 
 // evaluation says when to validate: as ms-swift, with saving, and never without data.
-func (c *sftCmd) evaluation(samples int) (train.Strategy, int) {
+func (c *sftCmd) evaluation(samples int) train.Strategy {
 	if samples == 0 {
-		return train.Never, 0
+		return train.Never
 	}
-	return train.Strategy(cmp.Or(c.EvalStrategy, c.SaveStrategy)), cmp.Or(c.EvalSteps, c.SaveSteps)
+	return train.Strategy(cmp.Or(c.EvalStrategy, c.SaveStrategy))
 }

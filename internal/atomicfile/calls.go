@@ -55,22 +55,27 @@ func syncPath(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(file{f}.Sync(), f.Close())
+	return errors.Join(File{f}.Sync(), f.Close())
 }
 
 // create makes a file, which must not exist.
-func create(path string) (file, error) {
-	if err := intercepted("create", path); err != nil {
-		return file{}, err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	return file{f}, err
+func create(path string) (File, error) {
+	return OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 }
 
-// file is a file being written.
-type file struct{ *os.File }
+// OpenFile is os.OpenFile of what is written in place, and is a part while it grows: a log.
+func OpenFile(path string, flag int, perm fs.FileMode) (File, error) {
+	if err := intercepted("create", path); err != nil {
+		return File{}, err
+	}
+	f, err := os.OpenFile(path, flag, perm)
+	return File{f}, err
+}
 
-func (f file) Write(p []byte) (int, error) {
+// File is a file being written.
+type File struct{ *os.File }
+
+func (f File) Write(p []byte) (int, error) {
 	if err := intercepted("write", f.Name()); err != nil {
 		n, _ := f.File.Write(p[:len(p)/2])
 		return n, err
@@ -78,13 +83,13 @@ func (f file) Write(p []byte) (int, error) {
 	return f.File.Write(p)
 }
 
-func (f file) Sync() error {
+func (f File) Sync() error {
 	if err := intercepted("sync", f.Name()); err != nil {
 		return err
 	}
 	return f.File.Sync()
 }
 
-func (f file) Close() error {
+func (f File) Close() error {
 	return errors.Join(intercepted("close", f.Name()), f.File.Close())
 }

@@ -2,6 +2,7 @@
 //
 //	go run ./internal/fuzzrun                                  a minute each
 //	go run ./internal/fuzzrun -execs 100000000 -out results/fuzz
+//	go run ./internal/fuzzrun -total results/fuzz              add up the files there are
 //
 // With -execs it goes round until all targets together have run that often, and with -out it keeps a file of what was
 // run, anew after every target, so that a run that is ended leaves what it did. What fails ends it with status 1, and the
@@ -10,14 +11,18 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,7 +34,15 @@ func main() {
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "processes that run a target")
 	out := flag.String("out", "", "folder to keep a file of what was run in")
 	only := flag.String("run", "", "targets to run (regular expression, of folder and name with a space between)")
+	total := flag.String("total", "", "folder whose files to add up, by target, in place of running any")
 	flag.Parse()
+	if *total != "" {
+		if err := addUp(os.Stdout, *total); err != nil {
+			fmt.Fprintln(os.Stderr, "fuzzrun:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*seconds, *execs, *workers, *out, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "fuzzrun:", err)
 		os.Exit(1)
@@ -119,6 +132,41 @@ func (r *Result) keep(file string) error {
 		return err
 	}
 	return os.WriteFile(file, append(text, '\n'), 0o666)
+}
+
+// addUp prints the files of a folder as a table of targets.
+func addUp(w io.Writer, dir string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || len(files) == 0 {
+		return errors.Join(err, fmt.Errorf("%s holds no file of a run", dir))
+	}
+	sums, all := map[string]*Target{}, &Target{}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		var r Result
+		if err := json.Unmarshal(text, &r); err != nil {
+			return fmt.Errorf("%s: %w", file, err)
+		}
+		for _, t := range r.Targets {
+			name := strings.TrimPrefix(t.Package, "./") + " " + t.Name
+			if sums[name] == nil {
+				sums[name] = &Target{}
+			}
+			for _, sum := range []*Target{sums[name], all} {
+				sum.Execs += t.Execs
+				sum.Seconds += t.Seconds
+			}
+		}
+	}
+	fmt.Fprintf(w, "| target | executions | hours |\n|---|---|---|\n")
+	for _, name := range slices.Sorted(maps.Keys(sums)) {
+		fmt.Fprintf(w, "| %s | %d | %.1f |\n", name, sums[name].Execs, sums[name].Seconds/3600)
+	}
+	_, err = fmt.Fprintf(w, "| all, in %d runs | %d | %.1f |\n", len(files), all.Execs, all.Seconds/3600)
+	return err
 }
 
 var targetPattern = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(\w+ \*testing\.F\)`)

@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"strconv"
 	"time"
+
+	"qlora/internal/atomicfile"
 )
 
 // Scalar is one value of a tag. The format holds it as a float32.
@@ -29,7 +31,7 @@ type Scalar struct {
 
 // Writer appends events to one file. Events are in the file when a method returns.
 type Writer struct {
-	file *os.File
+	file atomicfile.File
 	now  func() time.Time
 }
 
@@ -52,7 +54,7 @@ func Create(dir string) (*Writer, error) {
 	}
 	stamp := max(time.Now().Unix(), newest+1)
 	path := filepath.Join(dir, fmt.Sprintf("events.out.tfevents.%010d.%s.%d.0", stamp, host, os.Getpid()))
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+	file, err := atomicfile.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
 	if err != nil {
 		return nil, err
 	}

@@ -16,14 +16,16 @@ import (
 //   - Each stretch of text between control tokens is tokenised on its own, and so is the
 //     assistant's text: no merge reaches from the prompt into a response.
 //   - Trained on are the response, the <|im_end|> and the line end after it, of every
-//     assistant's turn, and nothing else: never the first token, which opens a turn.
+//     assistant's turn, and nothing else: never the first token, which opens a turn. With
+//     LastRound it is the last turn alone.
 //
 // Control tokens are placed by id. Content that spells one out stays text.
 type Chat struct {
-	Template Template
-	enc      Encoder
-	control  map[string]int32
-	stop     []int32
+	Template  Template
+	LastRound bool // ms-swift's loss_scale last_round
+	enc       Encoder
+	control   map[string]int32
+	stop      []int32
 }
 
 // NewChat checks that the tokenizer has the control tokens of the template.
@@ -54,24 +56,36 @@ func (c *Chat) Encode(conv Conversation) (ids, labels []int32, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	generate := messages[len(messages)-1].Role != Assistant
+	last := len(messages) - 1
+	for i := range messages {
+		if m := &messages[i]; c.LastRound && i < last && m.Role == Assistant && !m.Trained {
+			m.Masked = true
+		}
+	}
+	generate := messages[last].Role != Assistant
 	spans, err := c.Template.spans(c.system(conv), conv.Tools, messages, generate)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, s := range spans {
+	ends := make([]int, len(spans)) // in ids
+	for i, s := range spans {
 		if s.control {
 			ids = append(ids, c.control[s.text])
 		} else {
 			ids = c.enc.AppendEncode(ids, s.text)
 		}
-		for i := len(labels); i < len(ids); i++ {
-			if s.label {
-				labels = append(labels, ids[i])
-			} else {
-				labels = append(labels, Ignore)
+		ends[i] = len(ids)
+	}
+	ids = slices.Clone(ids) // without room to grow: a dataset is millions of these
+	labels = slices.Clone(ids)
+	from := 0
+	for i, s := range spans {
+		if !s.label {
+			for j := from; j < ends[i]; j++ {
+				labels[j] = Ignore
 			}
 		}
+		from = ends[i]
 	}
 	return ids, labels, nil
 }
@@ -138,6 +152,7 @@ func joinAssistant(turn *Message, m Message) error {
 	case len(turn.ToolCalls) > 0 && m.Content != "":
 		return errors.New("the assistant speaks after a tool call that has no result yet")
 	}
+	turn.Trained = turn.Trained || m.Trained
 	turn.Content += m.Content
 	turn.ToolCalls = slices.Concat(turn.ToolCalls, m.ToolCalls)
 	return nil

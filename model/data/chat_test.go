@@ -202,6 +202,42 @@ func TestPromptEndsWithOpening(t *testing.T) {
 	}
 }
 
+// With LastRound the last turn alone is trained on, and those that say so.
+func TestLastRound(t *testing.T) {
+	c := chat(t, template(t, "qwen2_5"))
+	turns := func(first Message, more ...Message) []Message {
+		return append([]Message{{Role: User, Content: "p"}, first, {Role: User, Content: "q"}}, more...)
+	}
+	first, last := Message{Role: Assistant, Content: "first"}, Message{Role: Assistant, Content: "last"}
+	said, hushed := first, last
+	said.Trained, hushed.Masked = true, true
+	for _, tc := range []struct {
+		messages         []Message
+		every, lastRound string // what is trained on
+	}{
+		{turns(first, last), "first<|im_end|>\nlast<|im_end|>\n", "last<|im_end|>\n"},
+		{turns(said, last), "first<|im_end|>\nlast<|im_end|>\n", "first<|im_end|>\nlast<|im_end|>\n"},
+		{turns(first, hushed), "first<|im_end|>\n", ""},
+		{turns(first), "first<|im_end|>\n", ""}, // ends with a question
+		{turns(first, first, last), "first<|im_end|>\nfirstlast<|im_end|>\n", "firstlast<|im_end|>\n"},
+		{turns(first, first, Message{Role: Tool, Content: "r"}, last), "first<|im_end|>\nfirst<|im_end|>\nlast<|im_end|>\n", "last<|im_end|>\n"},
+	} {
+		for _, c.LastRound = range []bool{false, true} {
+			_, labels, err := c.Encode(Conversation{Messages: tc.messages})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := tc.every
+			if c.LastRound {
+				want = tc.lastRound
+			}
+			if got := qwen(t).Decode(slices.DeleteFunc(labels, func(id int32) bool { return id == Ignore })); got != want {
+				t.Errorf("%+v, last round alone %v: %q, want %q", tc.messages, c.LastRound, got, want)
+			}
+		}
+	}
+}
+
 func TestAlternateRefuses(t *testing.T) {
 	u, a, tool, s := Message{Role: User}, Message{Role: Assistant}, Message{Role: Tool}, Message{Role: System}
 	for want, messages := range map[string][]Message{

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -158,9 +160,29 @@ func (c columns) queryResponse(conv *Conversation) error {
 		}
 	}
 	if len(conv.Messages) == 0 {
-		return errors.New("no known columns: a row needs messages, instruction and output, query and response, or input_ids and labels")
+		return fmt.Errorf("no known columns%s: a row needs messages, instruction and output, query and response, or input_ids and labels", c.among())
 	}
 	return nil
+}
+
+// among names some of the columns there are.
+func (c columns) among() string {
+	const most = 5
+	names := slices.Sorted(maps.Keys(c))
+	if len(names) == 0 {
+		return ""
+	}
+	text := " among "
+	for i, name := range names[:min(len(names), most)] {
+		if i > 0 {
+			text += ", "
+		}
+		text += fmt.Sprintf("%.40q", name)
+	}
+	if more := len(names) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // query returns the user's text: alpaca's instruction and input are joined by a line end.

@@ -59,10 +59,26 @@ func TestPreTokenised(t *testing.T) {
 	}
 }
 
+func TestLossOfATurn(t *testing.T) {
+	if ex, err := parse(t, `{"messages":[{"role":"assistant","content":"a","loss":true},{"role":"user","content":"q"}]}`); err != nil || !ex.Conversation.Messages[0].Trained {
+		t.Errorf("%+v, %v", ex, err)
+	}
+	for keys, masked := range map[string]bool{
+		``: false, `,"loss":true`: false, `,"loss":null`: false, `,"loss":false`: true, `,"loss_scale":1.0`: false, `,"loss_scale":0`: true,
+		`,"loss":false,"loss_scale":1`: true, `,"loss":true,"loss_scale":0.0`: true,
+	} {
+		ex, err := parse(t, `{"messages":[{"role":"user","content":"q","loss":false},{"role":"assistant","content":"a"`+keys+`}]}`)
+		if err != nil || ex.Conversation.Messages[0].Masked || ex.Conversation.Messages[1].Masked != masked {
+			t.Errorf("%s: %+v, %v", keys, ex.Conversation.Messages, err)
+		}
+	}
+}
+
 func TestRowErrors(t *testing.T) {
 	for row, want := range map[string]string{
-		`{}`:                                                                       "no known columns",
-		`{"data":[{"query":"q"}]}`:                                                 "no known columns",
+		`{}`:                       "no known columns",
+		`{"data":[{"query":"q"}]}`: `no known columns among "data": `,
+		`{"e":1,"b":1,"c":1,"d":1,"a":1,"f":1,"g":null}`:                           `among "a", "b", "c", "d", "e" and 1 more`,
 		`{"Query":"a","query":"b"}`:                                                `two columns are named "query"`,
 		`{"answer":"a","output":"b"}`:                                              `columns "answer" and "output" could both be the response: rename one to "response"`,
 		`{"question":"a","problem":"b"}`:                                           "could both be the query",
@@ -84,8 +100,9 @@ func TestRowErrors(t *testing.T) {
 		`{"messages":[{"role":"user","content":5}]}`:                               "message 1: content: 5 where text belongs",
 		`{"messages":[{"role":"user","content":[{"type":"image"}]}]}`:              `a part of type "image"`,
 		`{"messages":[{"role":"user","content":"x","loss":true}]}`:                 "message 1: loss in a turn of the user",
+		`{"messages":[{"role":"user","content":"x","loss_scale":1}]}`:              "message 1: loss_scale in a turn of the user",
 		`{"messages":[{"role":"assistant","content":"x","loss":1}]}`:               "message 1: loss: ",
-		`{"messages":[{"role":"assistant","content":"x","loss_scale":2}]}`:         "loss_scale is not supported",
+		`{"messages":[{"role":"assistant","content":"x","loss_scale":2}]}`:         "message 1: loss_scale 2 is not supported",
 		`{"messages":[{"role":"user","content":"x","tool_calls":[{"name":"f"}]}]}`: "needs a name and arguments",
 		`{"messages":[{"role":"user","content":"x","tool_calls":[{"name":"f","arguments":{}}]}]}`: "tool_calls in a turn of the user",
 		`{"messages":[{"role":"tool_call","content":"f()"}]}`:                                     "message 1: ",

@@ -228,7 +228,9 @@ func (d *dataset) usable(opt Options, stream *rand.ChaCha8, faults func(Example,
 		case !faults(t.ex, t.err):
 			return nil, errStopped
 		}
-		if n++; len(usable) == want {
+		n++
+		opt.reading("finding rows of", d, min(n, want), want)
+		if len(usable) == want {
 			break
 		}
 	}

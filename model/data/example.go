@@ -21,6 +21,7 @@ type Message struct {
 	Content   string
 	ToolCalls []ToolCall // of the assistant, after its content
 	Masked    bool       // an assistant's turn that is not trained on ("loss": false)
+	Trained   bool       // one that is, also where Chat.LastRound would leave it out ("loss": true)
 }
 
 // ToolCall is an assistant's request to run a tool.

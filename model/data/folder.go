@@ -217,6 +217,8 @@ func readConfigs(dir string) (configs, error) {
 		return nil, nil
 	case err != nil:
 		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a file", name)
 	case info.Size() > maxReadme:
 		return nil, fmt.Errorf("%s is larger than %d bytes", name, maxReadme)
 	}

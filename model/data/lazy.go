@@ -102,6 +102,7 @@ func (l *Lazy) fingerprint() (string, error) {
 	opt := l.opt
 	how := struct {
 		Template         Template
+		LastRound        bool
 		MaxLength, Vocab int
 		Truncation       Truncation
 		Strict           bool
@@ -110,7 +111,7 @@ func (l *Lazy) fingerprint() (string, error) {
 		Seed             uint64
 		Files            []string
 		Added            []wording
-	}{l.chat.Template, opt.MaxLength, opt.Vocab, opt.Truncation, opt.Strict, opt.Columns,
+	}{l.chat.Template, l.chat.LastRound, opt.MaxLength, opt.Vocab, opt.Truncation, opt.Strict, opt.Columns,
 		opt.Names.sample(true), opt.Names.sample(false), l.seed, nil, nil}
 	for _, d := range l.sets {
 		for i, t := range d.tables {

@@ -34,6 +34,9 @@ type Options struct {
 	SplitRatio float64 // share of each dataset set aside for validation, 0 to 1
 	Lazy       bool    // for LoadLazy: rows are read when they are asked for
 	Workers    int     // goroutines that read rows; 0: as many as there are processors
+
+	// Progress, where set, is told how many rows of a dataset are read, of how many, and what for.
+	Progress func(what string, done, total int)
 }
 
 func (o Options) workers() int {
@@ -41,6 +44,13 @@ func (o Options) workers() int {
 		return o.Workers
 	}
 	return runtime.GOMAXPROCS(0)
+}
+
+// reading is Progress for the rows of a dataset.
+func (o Options) reading(what string, d *dataset, done, total int) {
+	if o.Progress != nil {
+		o.Progress(what+" "+d.text, done, total)
+	}
 }
 
 func (o Options) check() error {
@@ -114,7 +124,7 @@ func newLoading(datasets []string, chat *Chat, opt Options) (*loading, error) {
 	}
 	for _, d := range l.sets {
 		if len(d.leftOut) > 0 {
-			l.report.notice("%s: %d files are read, %d are not, %s among them", d.text, len(d.files), len(d.leftOut), d.leftOut[0])
+			l.report.notice("%s: of %d files %d are left out, %s among them", d.text, len(d.files)+len(d.leftOut), len(d.leftOut), d.leftOut[0])
 		}
 	}
 	return l, nil
@@ -168,6 +178,7 @@ func (l *loading) read(samples Samples, d *dataset, rows []int) (Samples, error)
 			return nil, err
 		}
 		i++
+		l.opt.reading("reading", d, i, len(fresh))
 	}
 	for _, row := range rows[len(fresh):] {
 		if err := take(known[row]); err != nil {

@@ -240,3 +240,23 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+// Progress is told of every row, and ends where all are read.
+func TestProgress(t *testing.T) {
+	file := write(t, "a.jsonl", strings.Repeat(`{"query":"q","response":"r"}`+"\n", 100)+"{}\n")
+	told := map[string]int{}
+	opt := Options{Shuffle: true, Progress: func(what string, done, total int) {
+		if told[what]++; done < 1 || done > total {
+			t.Errorf("%s: %d of %d", what, done, total)
+		}
+	}}
+	if _, _, err := Load([]string{file + "#40", file}, chat(t, template(t, "qwen2_5")), opt); err != nil {
+		t.Fatal(err)
+	}
+	if n := told["finding rows of "+file+"#40"]; n < 40 || n > 41 {
+		t.Errorf("told of %d rows that were tried", n)
+	}
+	if told["reading "+file+"#40"] != 40 || told["reading "+file] != 101 {
+		t.Errorf("%v", told)
+	}
+}

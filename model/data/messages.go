@@ -95,20 +95,36 @@ func readMessage(members []strictjson.Member) ([]Message, error) {
 	if msg.ToolCalls != nil && msg.Role != Assistant {
 		return nil, fmt.Errorf("tool_calls in a turn of the %s", msg.Role)
 	}
-	if raw, ok := m["loss"]; ok {
-		var loss bool
-		if err := decode(raw, &loss); err != nil {
-			return nil, fmt.Errorf("loss: %w", err)
-		}
-		if msg.Role != Assistant && loss {
-			return nil, fmt.Errorf("loss in a turn of the %s: only the assistant's turns can be trained on", msg.Role)
-		}
-		msg.Masked = !loss && msg.Role == Assistant
-	}
-	if _, ok := m["loss_scale"]; ok {
-		return nil, errors.New("loss_scale is not supported: use loss, true or false")
+	if err := msg.readLoss(m); err != nil {
+		return nil, err
 	}
 	return []Message{msg}, nil
+}
+
+// readLoss says whether the turn is trained on: not where either of its keys says so, as in ms-swift.
+func (m *Message) readLoss(keys columns) error {
+	loss, scale := true, 1.0
+	for _, key := range []struct {
+		name string
+		into any
+	}{{"loss", &loss}, {"loss_scale", &scale}} {
+		raw, ok := keys[key.name]
+		if !ok {
+			continue
+		}
+		if err := decode(raw, key.into); err != nil {
+			return fmt.Errorf("%s: %w", key.name, err)
+		}
+		if scale != 0 && scale != 1 {
+			return fmt.Errorf("loss_scale %v is not supported: a turn is trained on, 1, or not, 0", scale)
+		}
+		if m.Role != Assistant && loss && scale == 1 {
+			return fmt.Errorf("%s in a turn of the %s: only the assistant's turns can be trained on", key.name, m.Role)
+		}
+	}
+	m.Masked = m.Role == Assistant && (!loss || scale == 0)
+	m.Trained = m.Role == Assistant && !m.Masked && keys["loss"] != nil
+	return nil
 }
 
 func readPair(m columns) ([]Message, error) {

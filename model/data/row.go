@@ -32,8 +32,8 @@ func (ex Example) JSON() ([]byte, error) {
 	}{ex.Conversation.System, ex.Conversation.Tools, nil}
 	for _, m := range ex.Conversation.Messages {
 		turn := turnJSON{Role: m.Role, Content: m.Content}
-		if m.Masked {
-			turn.Loss = new(bool)
+		if m.Masked || m.Trained {
+			turn.Loss = &m.Trained
 		}
 		for _, call := range m.ToolCalls {
 			turn.ToolCalls = append(turn.ToolCalls, callJSON{"function", functionJSON(call)})

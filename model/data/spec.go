@@ -101,7 +101,7 @@ func (s Spec) files() (files []source, leftOut []string, err error) {
 	case err != nil:
 		return nil, nil, err
 	case info.Mode().IsRegular() && len(s.Subsets) > 0:
-		return nil, nil, fmt.Errorf("%s is a file, which has no subsets", s.Name)
+		return nil, nil, errors.New("a file has no subsets: leave out the colon and what follows it")
 	case info.Mode().IsRegular():
 		return []source{{file: s.Name}}, nil, nil
 	case !info.IsDir():

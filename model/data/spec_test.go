@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -198,6 +199,28 @@ func TestHubCaches(t *testing.T) {
 }
 
 // The rows of a folder follow each other, file by file, and each is named by its own.
+// What is no file is refused, not waited for: of a pipe nothing may ever come.
+func TestDatasetPipes(t *testing.T) {
+	for _, name := range []string{"README.md", "b.jsonl"} {
+		dir := tree(t, map[string]string{"a.jsonl": rowA})
+		pipe := filepath.Join(dir, name)
+		if err := syscall.Mkfifo(pipe, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, dataset := range []string{dir, pipe} {
+			want := pipe + " is not a file"
+			if dataset == pipe {
+				want = "neither a file nor a folder"
+			}
+			for _, err := range Rows(dataset, Options{}) {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %v, want %q", dataset, err, want)
+				}
+			}
+		}
+	}
+}
+
 func TestFolderRows(t *testing.T) {
 	dir := tree(t, map[string]string{"a.jsonl": rowA + rowB, "b.jsonl": rowB, "c.jsonl": rowA})
 	var got []string

@@ -260,6 +260,9 @@ func parseRecord(raw []byte) ([]strictjson.Member, error) {
 	raw = bytes.TrimSpace(raw)
 	members, err := object(raw)
 	if err != nil {
+		if !json.Valid(raw) {
+			err = fmt.Errorf("%w; a file is one JSON object a line, or one array of them", err)
+		}
 		return nil, err
 	}
 	if at := loneSurrogate(raw); at >= 0 {

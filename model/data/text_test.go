@@ -53,7 +53,7 @@ func TestRecords(t *testing.T) {
 		{"not JSON", row + "\nhello\n", []int{1}, "f, row 2: "},
 		{"cut off line", row + "\n" + row[:10], []int{1}, "f, row 2: "},
 		{"two objects on a line", row + row, nil, "f, row 1: "},
-		{"object over several lines", "{\n\"query\": \"q\"\n}\n", nil, "f, row 1: "},
+		{"object over several lines", "{\n\"query\": \"q\"\n}\n", nil, "f, row 1: byte 1: unexpected end of JSON input; a file is one JSON object a line, or one array of them"},
 		{"line that is no object", row + "\n[1]\n", []int{1}, "f, row 2: byte 0: the document is not an object"},
 		{"null", "null", nil, "f, row 1: "},
 		{"cut off array", "[" + row + "," + row[:5], nil, "f, row 2: the file ends before its array does"},

@@ -210,19 +210,32 @@ func TestInit(t *testing.T) {
 	}
 }
 
-func TestGroupsCoverTheParameters(t *testing.T) {
+// LoRA+: every element of B has ratio times the rate of A, and all have the same weight decay.
+func TestGroups(t *testing.T) {
 	set, err := New(config(t, "mini"), Config{R: 4, Alpha: 8, Targets: []string{"q_proj", "down_proj"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, ratio := range []float64{1, 16} {
-		sum := 0
+		var rates []float64 // of each parameter
 		for _, g := range set.Groups(1e-4, 0.1, ratio) {
-			sum += g.Len
+			rates = append(rates, slices.Repeat([]float64{g.LR}, g.Len)...)
+			if g.WeightDecay != 0.1 {
+				t.Errorf("ratio %v: a group with weight decay %v", ratio, g.WeightDecay)
+			}
 		}
-		if sum != set.Len() {
-			t.Errorf("ratio %v: groups cover %d of %d", ratio, sum, set.Len())
+		if len(rates) != set.Len() {
+			t.Fatalf("ratio %v: groups cover %d of %d", ratio, len(rates), set.Len())
 		}
+		set.Named(func(name string, rows, cols, at int) {
+			want := 1e-4
+			if strings.HasSuffix(name, "lora_B.weight") {
+				want *= ratio
+			}
+			if slices.ContainsFunc(rates[at:at+rows*cols], func(lr float64) bool { return lr != want }) {
+				t.Errorf("ratio %v: %s has not the rate %v", ratio, name, want)
+			}
+		})
 	}
 }
 

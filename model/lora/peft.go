@@ -160,7 +160,7 @@ func readFactor(file *weights.File, name string, rows, cols int, dst []float32) 
 	}
 	for i, v := range dst {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return fmt.Errorf("%s: element %d is %v", name, i, v)
+			return &weights.NonFinite{Tensor: name, Place: fmt.Sprintf("element %d", i), Value: v}
 		}
 	}
 	return nil

@@ -246,7 +246,7 @@ func finiteRaw(t *weights.Tensor) func(dst []byte, row, n int) error {
 
 // notFinite refuses element i, counted from a row on.
 func notFinite(t *weights.Tensor, row, i int, v float32) error {
-	return fmt.Errorf("%s: row %d, column %d is %v: the model file is damaged", t.Name, row+i/t.RowLen(), i%t.RowLen(), v)
+	return &weights.NonFinite{Tensor: t.Name, Place: fmt.Sprintf("row %d, column %d", row+i/t.RowLen(), i%t.RowLen()), Value: v}
 }
 
 // readVector reads a tensor of one dimension.

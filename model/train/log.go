@@ -49,7 +49,7 @@ func (r Record) line() any {
 
 // logFile is logging.jsonl, one record a line.
 type logFile struct {
-	*os.File
+	atomicfile.File
 	path string
 }
 
@@ -68,7 +68,7 @@ func openLog(dir string, history []Record) (*logFile, error) {
 		}
 		kept = lengthOfLines(data, len(history))
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o666)
+	f, err := atomicfile.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o666)
 	if err != nil {
 		return nil, err
 	}

@@ -64,7 +64,8 @@ type Options struct {
 	Pad data.Pad // rows are rounded up to what the backend likes
 }
 
-func (o Options) check() error {
+// Check says what is wrong with the options, by the flag that sets it.
+func (o Options) Check() error {
 	positive := func(flag string, v float64) error {
 		if !(v > 0) || math.IsInf(v, 0) {
 			return fmt.Errorf("--%s %v: must be a positive number", flag, v)
@@ -141,12 +142,12 @@ func (o Options) better(a, b float64) bool {
 	return o.GreaterIsBetter && a > b || !o.GreaterIsBetter && a < b
 }
 
-// totalSteps is the number of optimizer steps of the run.
-func (o Options) totalSteps(order data.Order) int {
+// TotalSteps is the number of optimizer steps of a run on so many units.
+func (o Options) TotalSteps(units int) int {
 	if o.MaxSteps > 0 {
 		return o.MaxSteps
 	}
-	return int(math.Ceil(o.Epochs*float64(order.StepsPerEpoch(o.StepSamples)) - 1e-9))
+	return int(math.Ceil(o.Epochs*float64(data.Order{N: units}.StepsPerEpoch(o.StepSamples)) - 1e-9))
 }
 
 // RowTokens is the room of a packed row where nothing says otherwise: more tokens are little faster and take more memory.

@@ -77,16 +77,15 @@ type loop struct {
 
 // Start initialises the adapter, or takes it and the optimizer from a checkpoint of the same run, and
 // trains to the end. from is "" or the checkpoint's folder.
-func (r *Run) Start(ctx context.Context, from string) (Result, error) {
-	if err := r.Options.check(); err != nil {
+func (r *Run) Start(ctx context.Context, from string) (result Result, err error) {
+	if err := r.Options.Check(); err != nil {
 		return Result{}, err
 	}
 	if r.Samples.Len() == 0 {
 		return Result{}, errors.New("train: no samples")
 	}
 	order := data.Order{N: r.Samples.Len(), Seed: r.Options.DataSeed, DatasetShuffle: r.Options.DatasetShuffle, EpochShuffle: r.Options.Shuffle}
-	l := &loop{Run: r, total: r.Options.totalSteps(order), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
-	var err error
+	l := &loop{Run: r, total: r.Options.TotalSteps(r.Samples.Len()), perEpoch: order.StepsPerEpoch(r.Options.StepSamples), started: time.Now()}
 	if l.schedule, err = newSchedule(r.Options, l.total); err != nil {
 		return Result{}, err
 	}
@@ -107,7 +106,7 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 	if l.log, err = openLog(r.Dir, l.at.History); err != nil {
 		return Result{}, err
 	}
-	defer l.log.Close()
+	defer func() { err = errors.Join(err, l.log.Close()) }()
 	if r.Args != nil {
 		if err := writeFile(r.Dir, ArgsName, r.Args); err != nil {
 			return Result{}, err
@@ -118,7 +117,7 @@ func (r *Run) Start(ctx context.Context, from string) (Result, error) {
 			return Result{}, err
 		}
 	}
-	result, err := l.run(ctx)
+	result, err = l.run(ctx)
 	return result, errors.Join(err, l.closeReports())
 }
 

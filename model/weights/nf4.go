@@ -178,7 +178,7 @@ func (t *Tensor) vector() ([]float32, error) {
 func allFinite(t *Tensor, values []float32) error {
 	for i, v := range values {
 		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
-			return fmt.Errorf("%s: number %d is %v: the model file is damaged", t.Name, i, v)
+			return &NonFinite{t.Name, fmt.Sprintf("number %d", i), v}
 		}
 	}
 	return nil

@@ -229,3 +229,14 @@ type FormatError struct {
 func (e *FormatError) Error() string {
 	return fmt.Sprintf("%s: byte %d: %s", e.File, e.Offset, e.Msg)
 }
+
+// NonFinite is a NaN or an infinity in a file, which its format allows and no model or adapter has.
+type NonFinite struct {
+	Tensor string
+	Place  string // of the value in the tensor
+	Value  float32
+}
+
+func (e *NonFinite) Error() string {
+	return fmt.Sprintf("%s: %s is %v: the file is damaged", e.Tensor, e.Place, e.Value)
+}
