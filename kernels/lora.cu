@@ -7,7 +7,8 @@ Numeric f32 sums: a warp's columns in order, then the warps in order; one roundi
         the tokens beside it. Few tokens in inference take another kernel, which sums in another order.
 Bound   memory: x once a module (down), dy once (up)
 Form    Blocks of 16 tokens by the whole row, so that A is read T/16 times from L2 and not T times; mma.sync on fragments
-        loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card.
+        loaded straight from memory (mma.cuh). For few tokens a block an element of u, as only many blocks fill the card,
+        which asks for A before its turn.
 Oracle  model/cpu/lora.go */
 #include <string.h>
 
@@ -119,9 +120,11 @@ constexpr int few_threads = 256;
 
 __global__ void __launch_bounds__(few_threads)
     lora_down_few_kernel(bf16 *u, const bf16 *x, const __grid_constant__ qk_lora l, dropout_batch batch) {
-  take_turn();
   __shared__ float shared[few_threads / 32];
   const int t = blockIdx.x, column = blockIdx.y;
+  const bf16 *a = (const bf16 *)l.pack_a + (int64_t)column * l.in;
+  for (int e = 64 * threadIdx.x; e < l.in; e += 64 * few_threads) prefetch_line(a + e);
+  take_turn();
   int m = 0;
   while (m + 1 < l.n && column >= l.m[m + 1].col) m++;
   const qk_module &mod = l.m[m];
@@ -129,13 +132,13 @@ __global__ void __launch_bounds__(few_threads)
     if (threadIdx.x == 0) u[(int64_t)t * l.rank + column] = __float2bfloat16(0.f);
     return;
   }
-  const bf16 *row = x + (int64_t)t * l.in, *a = (const bf16 *)l.pack_a + (int64_t)column * l.in;
+  const bf16 *row = x + (int64_t)t * l.in;
   dropout_token token = {};
   uint2 key = {};
   if (mod.threshold) key = batch.key(), token = dropout_token_of(batch, t, t + 1);
 
   float sum = 0;
-#pragma unroll 2
+#pragma unroll 5
   for (int c = 8 * threadIdx.x; c < l.in; c += 8 * few_threads) {
     uint4 v = load16(row + c);
     if (mod.threshold) v = masked(v, dropout_mask(key, c / 8, token, mod.stream, mod.threshold));

@@ -7,14 +7,16 @@ Numeric f32 sums: a warp's columns in order, then the warps in order; one roundi
 Bound   memory: W once, in 16 bits or in NF4, whose values are those of nf4.cu
 Form    A block of 8 warps takes 16 rows of W, its warps in turn 32 columns: mma.sync with W's rows as rows and tokens as n,
         on fragments loaded straight from memory (mma.cuh), so that every byte of W is read once, 16 at a time, and no
-        shared memory stands between. Four steps of 3 loads a lane are in flight. NF4: a step is a block of 64 columns,
-        decoded through tables in shared memory, a load of them an element: on a Hopper card that is the bound.
+        shared memory stands between. A warp multiplies with a run of steps while its part of W for the next is on its
+        way, and asks for the first before the kernel's turn: no kernel that a product follows writes weights. NF4: a
+        step is a block of 64 columns, decoded through tables in shared memory.
 Oracle  model/cpu/linear.go, headloss.go */
 #include "matvec.cuh"
 #include "mma.cuh"
 #include "nf4.cuh"
 
 constexpr int matvec_warps = 8, matvec_rows = 16;
+constexpr int matvec_run = 4, matvec_nf4_run = 2;  // steps
 
 struct matvec_problem {
   linear_problem linear;  // c unused for logits
@@ -60,24 +62,41 @@ template <bool Logits> QK_DEVICE void matvec_finish(const matvec_problem &proble
   p.c[token * (int64_t)p.N + n] = __float2bfloat16(r % 2 ? odd : even);
 }
 
+/* A lane's part of W for a run of steps: of rows i and i + 8. */
+struct matvec_part {
+  uint4 a[matvec_run], b[matvec_run];
+  QK_DEVICE_MEMBER void load(const bf16 *w0, const bf16 *w1, bool in0, bool in1, int k, int K) {
+#pragma unroll
+    for (int s = 0; s < matvec_run; s++, k += matvec_warps * 32) a[s] = load16(w0 + k, in0 && k < K), b[s] = load16(w1 + k, in1 && k < K);
+  }
+};
+
 template <bool Logits>
-__global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_constant__ matvec_problem problem) {
-  take_turn();
+__global__ void __launch_bounds__(matvec_warps * 32, 2) matvec_kernel(const __grid_constant__ matvec_problem problem) {
   __shared__ matvec_sums sums;
   const linear_problem &p = problem.linear;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
   const int64_t row = (int64_t)blockIdx.x * matvec_rows + i;
   const bf16 *w0 = p.b + row * p.K, *w1 = w0 + 8 * (int64_t)p.K;
   const bool in0 = row < p.N, in1 = row + 8 < p.N, in_x = i < p.M;
+  matvec_part part, next;
+  part.load(w0, w1, in0, in1, warp * 32 + 8 * q, p.K);
+  take_turn();
   const bf16 *x = p.a + (int64_t)(Logits ? (in_x ? __ldg(problem.rows + i) : 0) : i) * p.K;
 
   float d[4] = {};
-#pragma unroll 4
-  for (int base = warp * 32; base < p.K; base += matvec_warps * 32) {
-    const int k = base + 8 * q;
-    const uint4 a = load16(w0 + k, in0 && k < p.K), b = load16(w1 + k, in1 && k < p.K), v = load16(x + k, in_x && k < p.K);
-    mma_k16(d, a.x, b.x, a.y, b.y, v.x, v.y);
-    mma_k16(d, a.z, b.z, a.w, b.w, v.z, v.w);
+  constexpr int step = matvec_warps * 32;
+  for (int k = warp * 32 + 8 * q; k < p.K; k += matvec_run * step) {
+    uint4 v[matvec_run];
+#pragma unroll
+    for (int s = 0; s < matvec_run; s++) v[s] = load16(x + k + s * step, in_x && k + s * step < p.K);
+    next.load(w0, w1, in0, in1, k + matvec_run * step, p.K);
+#pragma unroll
+    for (int s = 0; s < matvec_run; s++) {
+      mma_k16(d, part.a[s].x, part.b[s].x, part.a[s].y, part.b[s].y, v[s].x, v[s].y);
+      mma_k16(d, part.a[s].z, part.b[s].z, part.a[s].w, part.b[s].w, v[s].z, v[s].w);
+    }
+    part = next;
   }
   matvec_finish<Logits>(problem, sums, d);
 }
@@ -95,32 +114,59 @@ struct matvec_codes {
   }
 };
 
-/* A step is one block of NF4, 16 columns a lane. */
-__global__ void __launch_bounds__(matvec_warps * 32)
+/* A lane's part of W for a run of steps, a step being a block of NF4, 16 columns a lane. */
+struct matvec_nf4_part {
+  uint2 c0[matvec_nf4_run], c1[matvec_nf4_run];
+  nf4_absmax s0[matvec_nf4_run], s1[matvec_nf4_run];
+  QK_DEVICE_MEMBER void load(const matvec_codes &r0, const matvec_codes &r1, int block, int blocks) {
+#pragma unroll
+    for (int s = 0; s < matvec_nf4_run; s++, block += matvec_warps) {
+      const int at = min(block, blocks - 1);  // beyond the last, x is zeros
+      c0[s] = __ldg(r0.codes + at * 4 + threadIdx.x % 4), c1[s] = __ldg(r1.codes + at * 4 + threadIdx.x % 4);
+      s0[s].load(*r0.part, r0.block + at), s1[s].load(*r1.part, r1.block + at);
+    }
+  }
+};
+
+__global__ void __launch_bounds__(matvec_warps * 32, 2)
     matvec_nf4_kernel(const __grid_constant__ matvec_problem problem, const __grid_constant__ qk_nf4_weight w) {
-  take_turn();
   __shared__ matvec_sums sums;
   __shared__ nf4_tables tables;
   const linear_problem &p = problem.linear;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4, blocks = p.K / nf4_block;
   const int64_t row = (int64_t)blockIdx.x * matvec_rows + i;  // N is divisible by 8: rows beyond it are whole halves of the block
   const bool in1 = row + 8 < p.N, in_x = i < p.M;
   const matvec_codes r0(w, row), r1(w, in1 ? row + 8 : row);
-  const bf16 *x = p.a + (int64_t)i * p.K + 16 * q;
+  matvec_nf4_part part, next;
+  part.load(r0, r1, warp, blocks);
+  const float offset0 = nf4_offset(*r0.part), offset1 = nf4_offset(*r1.part);
   tables.fill();
   __syncthreads();
+  take_turn();
+  const bf16 *x = p.a + (int64_t)i * p.K + 16 * q;
 
   float d[4] = {};
-#pragma unroll 4
-  for (int block = warp; block < p.K / nf4_block; block += matvec_warps) {
-    const uint2 c0 = __ldg(r0.codes + block * 4 + q), c1 = __ldg(r1.codes + block * 4 + q);
-    const uint4 v0 = load16(x + block * nf4_block, in_x), v1 = load16(x + block * nf4_block + 8, in_x);
-    const float s0 = tables.absmax(*r0.part, r0.block + block), s1 = tables.absmax(*r1.part, r1.block + block);
-    const uint4 a0 = tables.eight(c0.x, s0), b0 = tables.eight(c1.x, s1), a1 = tables.eight(c0.y, s0), b1 = tables.eight(c1.y, s1);
-    mma_k16(d, a0.x, b0.x, a0.y, b0.y, v0.x, v0.y);
-    mma_k16(d, a0.z, b0.z, a0.w, b0.w, v0.z, v0.w);
-    mma_k16(d, a1.x, b1.x, a1.y, b1.y, v1.x, v1.y);
-    mma_k16(d, a1.z, b1.z, a1.w, b1.w, v1.z, v1.w);
+  for (int block = warp; block < blocks; block += matvec_nf4_run * matvec_warps) {
+    uint4 v[matvec_nf4_run][2];
+#pragma unroll
+    for (int s = 0; s < matvec_nf4_run; s++)
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int at = block + s * matvec_warps;
+        v[s][h] = load16(x + at * nf4_block + 8 * h, in_x && at < blocks);
+      }
+    next.load(r0, r1, block + matvec_nf4_run * matvec_warps, blocks);
+#pragma unroll
+    for (int s = 0; s < matvec_nf4_run; s++) {
+      const float s0 = tables.absmax(*r0.part, part.s0[s], offset0), s1 = tables.absmax(*r1.part, part.s1[s], offset1);
+      const uint4 a0 = tables.eight(part.c0[s].x, s0), b0 = tables.eight(part.c1[s].x, s1);
+      mma_k16(d, a0.x, b0.x, a0.y, b0.y, v[s][0].x, v[s][0].y);
+      mma_k16(d, a0.z, b0.z, a0.w, b0.w, v[s][0].z, v[s][0].w);
+      const uint4 a1 = tables.eight(part.c0[s].y, s0), b1 = tables.eight(part.c1[s].y, s1);
+      mma_k16(d, a1.x, b1.x, a1.y, b1.y, v[s][1].x, v[s][1].y);
+      mma_k16(d, a1.z, b1.z, a1.w, b1.w, v[s][1].z, v[s][1].w);
+    }
+    part = next;
   }
   matvec_finish<false>(problem, sums, d);
 }

@@ -43,6 +43,17 @@ struct nested_map {
 __constant__ const nested_map nested_codes = {};
 static_assert(nested_map().code[255] == 1 && nested_map().code[127] == 0, "127 negative codes, 0, 128 positive ones");
 
+/* What a block's absmax is made of: a float, or eight bits and the scale of 256 blocks. */
+struct nf4_absmax {
+  uint32_t own;
+  float nested;
+  QK_DEVICE_MEMBER void load(const qk_nf4_part &p, int64_t block) {
+    own = p.nested ? __ldg((const uint8_t *)p.absmax + block) : __ldg((const uint32_t *)p.absmax + block);
+    nested = p.nested ? __ldg((const float *)p.nested + block / nested_block) : 0.f;
+  }
+};
+QK_DEVICE float nf4_offset(const qk_nf4_part &p) { return p.nested ? __ldg((const float *)p.offset) : 0.f; }
+
 /* Both maps in shared memory, where lanes that read different entries do not wait for each other. */
 struct nf4_tables {
   float code[16], nested[256];
@@ -52,16 +63,23 @@ struct nf4_tables {
     if (threadIdx.x < 16) code[threadIdx.x] = nf4_code[threadIdx.x];
   }
   /* The absmax of a block of a part. */
+  QK_DEVICE_MEMBER float absmax(const qk_nf4_part &p, const nf4_absmax &a, float offset) const {
+    return p.nested ? __fadd_rn(__fmul_rn(nested[a.own], a.nested), offset) : __uint_as_float(a.own);
+  }
   QK_DEVICE_MEMBER float absmax(const qk_nf4_part &p, int64_t block) const {
-    if (!p.nested) return __ldg((const float *)p.absmax + block);
-    const float own = nested[__ldg((const uint8_t *)p.absmax + block)];
-    return __fadd_rn(__fmul_rn(own, __ldg((const float *)p.nested + block / nested_block)), __ldg((const float *)p.offset));
+    nf4_absmax a;
+    a.load(p, block);
+    return absmax(p, a, nf4_offset(p));
   }
   /* Eight elements of a block from their codes, as pairs of bf16. */
   QK_DEVICE_MEMBER uint4 eight(uint32_t codes, float absmax) const {
     uint32_t w[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) w[i] = pack_bf16(code[codes >> (8 * i + 4) & 15] * absmax, code[codes >> 8 * i & 15] * absmax);
+    for (int i = 0; i < 4; i++) w[i] = pack_bf16(of(codes >> (8 * i + 2)) * absmax, of(i ? codes >> (8 * i - 2) : codes << 2) * absmax);
     return make_uint4(w[0], w[1], w[2], w[3]);
   }
+
+private:
+  /* The entry at bits 2 to 5, which are its place in bytes. */
+  QK_DEVICE_MEMBER float of(uint32_t code4) const { return *(const float *)((const char *)code + (code4 & 60)); }
 };

@@ -6,7 +6,9 @@ Numeric f32 sums: a lane's columns in order, then lanes, then warps. u is that o
         depend on the tokens beside it.
 Bound   memory: 4*C bytes a token
 Form    Blocks of 16 tokens by the whole row, the rows of an mma.sync, so that A is read T/16 times from L2 and not T times.
-        The tile stays in shared memory from the sum to the product (columns that have no room are read again, from L2).
+        The tile stays in shared memory from the sum to the product (columns that have no room are read again, from L2), and
+        w beside it. A block that is alone, in decoding, waits for memory and nothing else: w and A are asked for before
+        its turn.
 Oracle  model/cpu/rmsnorm.go */
 #include "rmsnorm.cuh"
 
@@ -44,6 +46,16 @@ struct norm_forward {
   dropout_batch batch;
   int T, C, kept;  // kept: steps whose part of the tile has room in shared memory
 };
+
+/* w in shared memory, fetched by all threads of a block before its turn: a weight that no kernel writes. */
+QK_DEVICE void fetch_w(uint8_t *shared, const void *w, int bytes) {
+  for (int e = 16 * threadIdx.x; e < bytes; e += 16 * forward_threads) copy_async(shared_address(shared + e), (const uint8_t *)w + e, 16);
+}
+QK_DEVICE void shared_w(float (&f)[8], const float *w) {
+#pragma unroll
+  for (int j = 0; j < 8; j++) f[j] = w[j];
+}
+QK_DEVICE void shared_w(float (&f)[8], const bf16 *w) { unpack8(f, *(const uint4 *)w); }
 
 /* The lane's share of a tile of x, later of xn: eight columns of tokens t[0] and t[1] in each step. A thread reads what it
 wrote itself, so nothing synchronises. */
@@ -101,14 +113,14 @@ template <int Tiles, int Modules> struct norm_factors {
 /* Walks the tile for the modules from m0 on: xn, at the first walk, and their products with A, whose part for the first step
 is there and that for the next on its way. */
 template <class W, int Tiles, int Modules>
-QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const qk_lora &l, int m0, norm_factors<Tiles, Modules> &factors,
+QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const W *weights, const qk_lora &l, int m0, norm_factors<Tiles, Modules> &factors,
                          const float (&rho)[2], uint2 key, const dropout_token (&token)[2], float *shared) {
   float acc[Modules][Tiles][4] = {};
   for (int step = 0; step < tile.steps(); step++) {
     const int c = tile.column(step);
     uint4 v[2];
     float w[8] = {};
-    if (m0 == 0 && c < p.C) load_w(w, (const W *)p.w, c);
+    if (m0 == 0 && c < p.C) shared_w(w, weights + c);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       v[h] = tile.load(step, h, m0 ? p.xn : p.x);
@@ -141,11 +153,14 @@ QK_DEVICE void norm_walk(const norm_forward &p, const norm_tile &tile, const qk_
 template <class W, int Tiles>
 __global__ void __launch_bounds__(forward_threads, 1)
     rmsnorm_fwd_kernel(const __grid_constant__ norm_forward p, const __grid_constant__ qk_lora l) {
-  take_turn();
   constexpr int modules = Tiles <= 2 ? QK_MAX_MODULES : 1;
   __shared__ __align__(16) float sums[forward_warps][lora_tokens], tiles[forward_warps * 256];
-  extern __shared__ __align__(16) uint8_t memory[];
-  const norm_tile tile(p, memory);
+  extern __shared__ __align__(16) uint8_t memory[];  // w, the tile
+  const norm_tile tile(p, memory + p.C * sizeof(W));
+  fetch_w(memory, p.w, p.C * sizeof(W));
+  if (gridDim.x == 1)
+    for (int e = 64 * threadIdx.x; e < l.rank * l.in; e += 64 * forward_threads) prefetch_line((const bf16 *)l.pack_a + e);
+  take_turn();
 
   norm_factors<Tiles, modules> factors;
   factors.load(tile, l, 0, 0);
@@ -168,8 +183,10 @@ __global__ void __launch_bounds__(forward_threads, 1)
     key = p.batch.key();
     token[0] = dropout_token_of(p.batch, tile.t[0], p.T), token[1] = dropout_token_of(p.batch, tile.t[1], p.T);
   }
-  norm_walk<W>(p, tile, l, 0, factors, rho, key, token, tiles);
-  for (int m = modules; m < l.n; m += modules) factors.load(tile, l, m, 0), norm_walk<W>(p, tile, l, m, factors, rho, key, token, tiles);
+  for (int m = 0; m == 0 || m < l.n; m += modules) {
+    if (m) factors.load(tile, l, m, 0);
+    norm_walk(p, tile, (const W *)memory, l, m, factors, rho, key, token, tiles);
+  }
 }
 
 template <class W> static auto norm_fwd_kernel(const qk_lora *l) {
@@ -193,9 +210,11 @@ extern "C" qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, q
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return qk_launched(name, error);
-  const int steps = (C + forward_columns - 1) / forward_columns, fit = (room - forward_reserve) / forward_bytes;
+  const int w_bytes = C * (w_type == QK_F32 ? 4 : 2);
+  const int steps = (C + forward_columns - 1) / forward_columns, fit = (room - forward_reserve - w_bytes) / forward_bytes;
+  if (fit < 0) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns; w does not fit in shared memory", name, C);
   p.kept = steps < fit ? steps : fit;
   const qk_lora none = {};
   const auto kernel = w_type == QK_F32 ? norm_fwd_kernel<float>(l) : norm_fwd_kernel<bf16>(l);
-  return qk_launch(name, kernel, lora_tiles(b->T), 1, forward_threads, p.kept * forward_bytes, (cudaStream_t)s, p, l ? *l : none);
+  return qk_launch(name, kernel, lora_tiles(b->T), 1, forward_threads, w_bytes + p.kept * forward_bytes, (cudaStream_t)s, p, l ? *l : none);
 }
