@@ -86,7 +86,8 @@ __global__ void __launch_bounds__(matvec_warps * 32, 2) matvec_kernel(const __gr
 
   float d[4] = {};
   constexpr int step = matvec_warps * 32;
-  for (int k = warp * 32 + 8 * q; k < p.K; k += matvec_run * step) {
+  for (int base = warp * 32; base < p.K; base += matvec_run * step) {
+    const int k = base + 8 * q;
     uint4 v[matvec_run];
 #pragma unroll
     for (int s = 0; s < matvec_run; s++) v[s] = load16(x + k + s * step, in_x && k + s * step < p.K);
