@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(128)
 
 /* ---- Attention. */
 
-constexpr int decode_warps = 4, decode_step = 16, decode_max_splits = 128, decode_least = 256, decode_heads = 16;
+constexpr int decode_warps = 4, decode_step = 16, decode_max_splits = 128, decode_least = 128, decode_heads = 16;
 
 struct decode_problem {
   bf16 *o;

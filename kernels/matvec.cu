@@ -16,7 +16,7 @@ Oracle  model/cpu/linear.go, headloss.go */
 #include "nf4.cuh"
 
 constexpr int matvec_warps = 8, matvec_rows = 16;
-constexpr int matvec_run = 4, matvec_nf4_run = 2;  // steps
+constexpr int matvec_run = 2, matvec_nf4_run = 2;  // steps
 
 struct matvec_problem {
   linear_problem linear;  // c unused for logits
@@ -27,8 +27,13 @@ struct matvec_problem {
 /* What is added to the sum of output (token, row). */
 QK_DEVICE float matvec_rest(const linear_problem &p, int64_t token, int64_t row) {
   float y = p.bias ? __ldg(p.bias + row) : 0.f;
-  for (int r = 0; r < p.R; r++)
-    y = fmaf(__bfloat162float(p.u[token * p.R + r]), __bfloat162float(p.lora_b[row * p.R + r]), y);
+#pragma unroll 2
+  for (int r = 0; r < p.R; r += 8) {
+    float u[8], l[8];
+    unpack8(u, load16(p.u + token * p.R + r)), unpack8(l, load16(p.lora_b + row * p.R + r));
+#pragma unroll
+    for (int j = 0; j < 8; j++) y = fmaf(u[j], l[j], y);
+  }
   return p.residual ? y + __bfloat162float(p.residual[token * p.N + row]) : y;
 }
 
@@ -72,7 +77,7 @@ struct matvec_part {
 };
 
 template <bool Logits>
-__global__ void __launch_bounds__(matvec_warps * 32, 2) matvec_kernel(const __grid_constant__ matvec_problem problem) {
+__global__ void __launch_bounds__(matvec_warps * 32) matvec_kernel(const __grid_constant__ matvec_problem problem) {
   __shared__ matvec_sums sums;
   const linear_problem &p = problem.linear;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4, q = lane % 4;
@@ -129,7 +134,7 @@ struct matvec_nf4_part {
   }
 };
 
-__global__ void __launch_bounds__(matvec_warps * 32, 2)
+__global__ void __launch_bounds__(matvec_warps * 32)
     matvec_nf4_kernel(const __grid_constant__ matvec_problem problem, const __grid_constant__ qk_nf4_weight w) {
   __shared__ matvec_sums sums;
   __shared__ nf4_tables tables;

@@ -7,8 +7,7 @@ Numeric f32 sums: a lane's columns in order, then lanes, then warps. u is that o
 Bound   memory: 4*C bytes a token
 Form    Blocks of 16 tokens by the whole row, the rows of an mma.sync, so that A is read T/16 times from L2 and not T times.
         The tile stays in shared memory from the sum to the product (columns that have no room are read again, from L2), and
-        w beside it. A block that is alone, in decoding, waits for memory and nothing else: w and A are asked for before
-        its turn.
+        w beside it. In decoding a block of few threads a token, and u by lora.cu.
 Oracle  model/cpu/rmsnorm.go */
 #include "rmsnorm.cuh"
 
@@ -158,8 +157,6 @@ __global__ void __launch_bounds__(forward_threads, 1)
   extern __shared__ __align__(16) uint8_t memory[];  // w, the tile
   const norm_tile tile(p, memory + p.C * sizeof(W));
   fetch_w(memory, p.w, p.C * sizeof(W));
-  if (gridDim.x == 1)
-    for (int e = 64 * threadIdx.x; e < l.rank * l.in; e += 64 * forward_threads) prefetch_line((const bf16 *)l.pack_a + e);
   take_turn();
 
   norm_factors<Tiles, modules> factors;
@@ -189,6 +186,49 @@ __global__ void __launch_bounds__(forward_threads, 1)
   }
 }
 
+/* ---- A token a block, without u: by as many threads as the kernel above has for a token, each with the same columns, so that
+the sums have the same order and the bits do not tell which kernel made them. */
+
+constexpr int few_threads = forward_warps * 4, few_run = 4;  // steps whose w is on its way together
+
+template <class W> __global__ void __launch_bounds__(few_threads) rmsnorm_few_kernel(const __grid_constant__ norm_forward p) {
+  extern __shared__ __align__(16) uint8_t memory[];  // x of the token: a thread's own steps
+  __shared__ float sums[forward_warps];
+  const W *w = (const W *)p.w;
+  for (int c = 32 * threadIdx.x; c < p.C; c += 32 * few_threads) prefetch_line(w + c);
+  take_turn();
+  const bf16 *x = p.x + (int64_t)blockIdx.x * p.C;
+  bf16 *xn = p.xn + (int64_t)blockIdx.x * p.C;
+  uint4 *own = (uint4 *)memory + threadIdx.x;
+  const int first = threadIdx.x / 4 * 32 + threadIdx.x % 4 * 8, steps = (p.C - first + forward_columns - 1) / forward_columns;
+  for (int s = 0; s < steps; s++) copy_async(shared_address(own + s * few_threads), x + first + s * forward_columns, 16);
+  copy_commit();
+  copy_wait<0>();
+
+  float sum = 0;
+#pragma unroll 4
+  for (int s = 0; s < steps; s++) sum += square_sum(own[s * few_threads]);
+  sum += __shfl_xor_sync(~0u, sum, 1);
+  sum += __shfl_xor_sync(~0u, sum, 2);
+  if (threadIdx.x % 4 == 0) sums[threadIdx.x / 4] = sum;
+  __syncthreads();
+  sum = 0;
+#pragma unroll
+  for (int i = 0; i < forward_warps; i++) sum += sums[i];
+  const float rho = 1.f / sqrtf(sum / p.C + p.eps);
+  if (p.rho && threadIdx.x == 0) p.rho[blockIdx.x] = rho;
+
+  for (int s0 = 0; s0 < steps; s0 += few_run) {
+    float f[few_run][8] = {};
+#pragma unroll
+    for (int i = 0; i < few_run; i++)
+      if (s0 + i < steps) load_w(f[i], w, first + (s0 + i) * forward_columns);
+#pragma unroll
+    for (int i = 0; i < few_run; i++)
+      if (s0 + i < steps) *(uint4 *)(xn + first + (s0 + i) * forward_columns) = normalise(own[(s0 + i) * few_threads], rho, f[i]);
+  }
+}
+
 template <class W> static auto norm_fwd_kernel(const qk_lora *l) {
   const int tiles = lora_rank_tiles(l);
   return tiles == 1 ? rmsnorm_fwd_kernel<W, 1> : tiles == 2 ? rmsnorm_fwd_kernel<W, 2> : rmsnorm_fwd_kernel<W, 8>;
@@ -206,15 +246,22 @@ extern "C" qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, q
   if (const qk_status status = norm_check(name, C, w_type, l)) return status;
   if (l && l->in != C) return qk_fail(QK_BAD_ARGUMENT, "%s: a LoRA that reads %d columns of %d", name, l->in, C);
   norm_forward p = {(bf16 *)xn, (float *)rho, (bf16 *)u, (const bf16 *)x, (const void *)w, eps, dropout_batch(b), b->T, C};
+  const auto stream = (cudaStream_t)s;
+  const int steps = (C + forward_columns - 1) / forward_columns;
+  if (lora_few(l, b)) {
+    const auto few = w_type == QK_F32 ? rmsnorm_few_kernel<float> : rmsnorm_few_kernel<bf16>;
+    const qk_status status = qk_launch(name, few, b->T, 1, few_threads, steps * few_threads * 16, stream, p);
+    return status || !l ? status : lora_down(name, p.u, p.xn, l, b, stream);
+  }
   int device = 0, room = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return qk_launched(name, error);
   const int w_bytes = C * (w_type == QK_F32 ? 4 : 2);
-  const int steps = (C + forward_columns - 1) / forward_columns, fit = (room - forward_reserve - w_bytes) / forward_bytes;
+  const int fit = (room - forward_reserve - w_bytes) / forward_bytes;
   if (fit < 0) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns; w does not fit in shared memory", name, C);
   p.kept = steps < fit ? steps : fit;
   const qk_lora none = {};
   const auto kernel = w_type == QK_F32 ? norm_fwd_kernel<float>(l) : norm_fwd_kernel<bf16>(l);
-  return qk_launch(name, kernel, lora_tiles(b->T), 1, forward_threads, w_bytes + p.kept * forward_bytes, (cudaStream_t)s, p, l ? *l : none);
+  return qk_launch(name, kernel, lora_tiles(b->T), 1, forward_threads, w_bytes + p.kept * forward_bytes, stream, p, l ? *l : none);
 }

@@ -7,7 +7,7 @@ model=$1 adapter=$2 dataset=$3
 qlora=${QLORA:-bin/qlora}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
-$qlora eval --model "$model" --adapters "$adapter" --dataset "$dataset" --torch_dtype float32 --max_new_tokens 1 --json > "$tmp/eval.json"
+$qlora eval --model "$model" --adapters "$adapter" --dataset "$dataset" --backend cpu --torch_dtype float32 --max_new_tokens 1 --json > "$tmp/eval.json"
 n=$($qlora data --model "$model" --adapters "$adapter" --dataset "$dataset" --json | python3 -c 'import json,sys; print(json.load(sys.stdin)["report"]["rows"])')
 for row in $(seq "$n"); do
   $qlora data --model "$model" --adapters "$adapter" --dataset "$dataset" --row "$row" --json > "$tmp/row-$row.json"
