@@ -98,6 +98,7 @@ func repeat(t *testing.T, c opstest.Case) (sum [sha256.Size]byte, err error) {
 		if err := w.Write(w.all(), before); err != nil {
 			return sum, err
 		}
+		p.Forget()
 		p.Run()
 		if err := w.Sync(); err != nil {
 			return sum, err

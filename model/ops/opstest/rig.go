@@ -67,6 +67,7 @@ type rig struct {
 	as      shaped
 	work    ops.Tensor
 	run     func()
+	forget  func() // what a backend keeps in its workspace: it is gone where a test has written there
 	plan    *plan
 }
 
@@ -174,14 +175,14 @@ func (r *rig) layOut(p *plan) {
 	if !r.sizing {
 		r.b.SetWorkspace(r.work, dims) // for weights that the wiring makes
 	}
-	again := func() { r.b.SetWorkspace(r.work, dims) } // what lay there is gone where a test has written to it
+	r.forget = func() { r.b.SetWorkspace(r.work, dims) }
 	call := p.wire(r)
 	if r.timing && r.weight != ops.NF4 { // a weight that a card has dequantised would be there for the next call, as in no step
 		r.run = call
 		return
 	}
 	r.run = func() {
-		again()
+		r.forget()
 		call()
 	}
 }

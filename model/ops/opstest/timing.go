@@ -53,6 +53,9 @@ type Prepared struct {
 // Run makes the call once, without waiting for it.
 func (p *Prepared) Run() { p.r.run() }
 
+// Forget is called after the backend's memory was written to: what it keeps there from call to call is made anew.
+func (p *Prepared) Forget() { p.r.forget() }
+
 // Consumes says that the call overwrites what it reads with something smaller: repeated on its own result it would end on
 // zeros, which cost a card less power. Refresh belongs before every call.
 func (p *Prepared) Consumes() bool { return p.consumes }
