@@ -6,6 +6,7 @@
 #   make test      every test that needs no card
 #   make lint      gofmt, go vet, staticcheck
 #   make test-cuda compile every kernel and test what of the CUDA build needs no card
+#   make release   bin/qlora for every card, from sm_80 to sm_120
 #   make gpu-check on a machine with a card, after make gpu-build
 #   make bench-card   every result of this machine's card; bench-check compares with results/, bench-peers with other trainers
 #   make mutants   prove that the tests of the backward passes can fail
@@ -29,7 +30,7 @@ ifneq ($(CARD_ARCHS),)
 endif
 LDFLAGS = -s -w -X main.version=$(VERSION)
 
-.PHONY: build build-cpu build-cuda gpu-build gpu-check bench-card bench-check bench-peers bench-slowed test test-cuda lint mutants fits crash fuzz demo mixed-demo clean abi
+.PHONY: build build-cpu build-cuda release gpu-build gpu-check bench-card bench-check bench-peers bench-slowed test test-cuda lint mutants fits crash fuzz demo mixed-demo clean abi
 build: $(if $(filter 1,$(CUDA)),build-cuda,build-cpu)
 
 build-cpu:
@@ -81,6 +82,10 @@ build-cuda: kernels
 	@echo "building for cards: $(ARCHS)"
 	$(CUDA_CGO_ENV) $(GO) build -tags cuda -trimpath -ldflags "$(LDFLAGS)" -o bin/qlora ./cmd/qlora
 	@! nm -D --undefined-only bin/qlora | grep -E ' (qk_|cu[A-Z]|cuda)' || { echo "bin/qlora lacks the kernels above" >&2; exit 1; }
+
+# bin/qlora for every card that is known, and PTX for those that are not: every kernel compiles, and passes the gate, on each.
+release:
+	$(MAKE) CUDA=1 ARCHS="$(CUDA_ARCHS_ALL)" build-cuda kernels-check
 
 # All that scripts/gpu-check.sh needs on a machine with a card, in build/gpu.
 gpu-build: build-cuda kernels-test

@@ -45,7 +45,7 @@ func newestOf(files []*result.File) latest {
 		}
 		l.history = append(l.history, f)
 		switch {
-		case f.Kind == result.Kernels && (l.kernels == nil || f.Schema >= l.kernels.Schema && (len(f.Rows) >= len(l.kernels.Rows)/2 || f.Schema > l.kernels.Schema)):
+		case f.Kind == result.Kernels && supersedes(f, l.kernels):
 			l.kernels = f
 		case f.Kind == result.VRAM:
 			l.vram = f
@@ -55,7 +55,7 @@ func newestOf(files []*result.File) latest {
 			l.jobs = f
 		case f.Kind == result.Peers:
 			l.peers = f
-		case f.Kind == result.Step && len(Steps(f)) > 0 && (l.stepFile == nil || f.Schema >= l.stepFile.Schema):
+		case f.Kind == result.Step && len(Steps(f)) > 0 && supersedes(f, l.stepFile):
 			l.stepFile = f
 		}
 	}
@@ -67,6 +67,11 @@ func newestOf(files []*result.File) latest {
 		}
 	}
 	return l
+}
+
+// supersedes says that f is shown in place of an older file: it is not a few rows beside many.
+func supersedes(f, old *result.File) bool {
+	return old == nil || f.Schema > old.Schema || f.Schema == old.Schema && len(f.Rows) >= len(old.Rows)/2
 }
 
 // Stack is the memory of a run in parts that lie in its arena side by side, and what the process holds beside it.

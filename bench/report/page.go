@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"html/template"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -89,25 +90,30 @@ func tiles(l latest) []tile {
 		}
 	}
 	if l.decode != nil {
+		var seen []string
 		for _, r := range l.decode.Rows {
-			if r.Name == "decode" && r.Params["sequences"] == "1" && len(r.Seconds) > 0 {
-				add(amount(1/r.Summary().Median), "tokens/s decoding, one sequence")
+			if how := method(r); r.Name == "decode" && r.Params["sequences"] == "1" && len(r.Seconds) > 0 && !slices.Contains(seen, how) {
+				seen = append(seen, how)
+				add(amount(1/r.Summary().Median), "tokens/s decoding one sequence, "+how)
 			}
 		}
 	}
 	if l.kernels != nil {
 		var ratios []float64
 		for _, k := range Kernels(l.kernels) {
-			if k.Ratio > 0 && k.Cache == "hot" {
+			if k.Ratio > 0 && k.Cache == "hot" && k.Variant == "auto" && len(k.Row.Params["method"]) == 0 && comparable[k.Op] {
 				ratios = append(ratios, k.Ratio)
 			}
 		}
 		if len(ratios) > 0 {
-			add(digits(geomean(ratios), 3)+" x", fmt.Sprintf("the vendor's library, mean of %d kernels", len(ratios)))
+			add(digits(geomean(ratios), 3)+" x", fmt.Sprintf("the vendor's libraries, mean of %d products and attentions", len(ratios)))
 		}
 	}
 	return all
 }
+
+// comparable are the ops that do what a library does, and not much more.
+var comparable = map[string]bool{"Linear": true, "LinearBack": true, "Attention": true, "AttentionBack": true}
 
 func sections(l latest, cards Cards) []section {
 	var all []section

@@ -173,7 +173,7 @@ func barsSVG(label, axis string, rows []barRow, most float64, legend []string, m
 	}
 	for at, name := range marks {
 		c.line(x(at), top, x(at), bottom, "mark")
-		c.text(x(at)+3, bottom-2, "marked", name)
+		c.text(x(at)+44, bottom+30, "marked end", name)
 	}
 	if len(legend) > 0 {
 		c.legend(bottom+48, legend)

@@ -6,7 +6,7 @@ import (
 )
 
 // Join makes one of the files of a kind that one program wrote about one device: a run in several pieces. Of rows that
-// several have, the newest stands. Files are oldest first, and those that are joined stand where the newest of them stood.
+// several have, the newest stands; of a roof that several measured, the highest, as a run of fewer kernels reaches less. Files are oldest first, and those that are joined stand where the newest of them stood.
 func Join(files []*File) []*File {
 	type group struct {
 		kind           Kind
@@ -46,9 +46,7 @@ func Join(files []*File) []*File {
 				rows[r.Key()] = len(joined.Rows)
 				joined.Rows = append(joined.Rows, r)
 			}
-			if len(one.Roofs) > 0 {
-				joined.Roofs = one.Roofs
-			}
+			joined.Roofs = highest(joined.Roofs, one.Roofs)
 			for _, n := range one.Notes {
 				if !slices.Contains(joined.Notes, n) {
 					joined.Notes = append(joined.Notes, n)
@@ -57,6 +55,20 @@ func Join(files []*File) []*File {
 			joined.Watch = joined.Watch.with(one.Watch)
 		}
 		all = append(all, &joined)
+	}
+	return all
+}
+
+// highest is the better of two measurements of each roof.
+func highest(a, b []Roof) []Roof {
+	all := slices.Clone(a)
+	for _, r := range b {
+		switch at := slices.IndexFunc(all, func(o Roof) bool { return o.Name == r.Name }); {
+		case at < 0:
+			all = append(all, r)
+		case r.Rate() > all[at].Rate():
+			all[at] = r
+		}
 	}
 	return all
 }
