@@ -31,6 +31,7 @@ func (b *Bench) Job(ctx context.Context, params map[string]string, phases []Phas
 	var rows []result.Row
 	var err error
 	begun := time.Now()
+	var held int64 // by the process, at most: a phase may give back what one before it took
 	row := func(name string, seconds float64, tokens int) {
 		rows = append(rows, result.Row{Name: name, Params: params, Seconds: result.Samples{seconds}, Tokens: tokens})
 	}
@@ -47,10 +48,13 @@ func (b *Bench) Job(ctx context.Context, params map[string]string, phases []Phas
 		for _, part := range parts {
 			row(part.Name, part.Seconds, part.Tokens)
 		}
+		if now, ok := b.Probe.Memory(); ok {
+			held = max(held, now)
+		}
 	}
 	if err == nil {
 		row("job", time.Since(begun).Seconds(), 0)
-		if held, ok := b.Probe.Memory(); ok {
+		if held > 0 {
 			rows[len(rows)-1].Memory = []result.Memory{{Category: result.MemoryProcess, Measured: held}}
 		}
 	}
