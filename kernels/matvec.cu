@@ -9,7 +9,8 @@ Form    A block of 8 warps takes 16 rows of W, its warps in turn 32 columns: mma
         on fragments loaded straight from memory (mma.cuh), so that every byte of W is read once, 16 at a time, and no
         shared memory stands between. A warp multiplies with a run of steps while its part of W for the next is on its
         way, and asks for the first before the kernel's turn: no kernel that a product follows writes weights. NF4: a
-        step is a block of 64 columns, decoded through tables in shared memory.
+        step is a block of 64 columns, decoded through tables in shared memory; on a Hopper card the nearly nine
+        instructions of an element are the bound, of which the decoding itself needs half.
 Oracle  model/cpu/linear.go, headloss.go */
 #include "matvec.cuh"
 #include "mma.cuh"
