@@ -65,7 +65,7 @@ func grads(d ops.Dims) int64 {
 		tile = min(tile, d.Tile)
 	}
 	work := func(T int) int64 {
-		return max(LoRAGrad(T, attention, d.Rank), LoRAGrad(ops.GradBlock, attention+feed, d.Rank), SwiGLUBack(min(T, tile), d.F, d.ModuleRank))
+		return max(LoRAGrad(T, attention, d.Width), LoRAGrad(ops.GradBlock, attention+feed, d.Width), SwiGLUBack(min(T, tile), d.F, d.Rank))
 	}
 	T := d.T
 	for T > ops.GradBlock && work(T) > gradBytes {

@@ -78,7 +78,7 @@ func NewBlend(adapters []*Adapter) *Blend {
 // settle lays out the shares that are in use behind n other parameters, and returns how many there are then. A module
 // gets no more than the highest rank, which Use never passes.
 func (w *blended) settle(n int, used func(share) bool) int {
-	w.lora.Modules, w.lora.Rank, w.places = w.lora.Modules[:0], 0, w.places[:0]
+	w.lora.Modules, w.lora.Width, w.places = w.lora.Modules[:0], 0, w.places[:0]
 	for part, shares := range w.parts {
 		rank := 0
 		var m module
@@ -92,7 +92,7 @@ func (w *blended) settle(n int, used func(share) bool) int {
 		}
 		o := ops.Module{Part: part, Rank: rank}
 		w.lora.Modules = append(w.lora.Modules, o)
-		w.lora.Rank += o.Width()
+		w.lora.Width += o.Width()
 		w.places = append(w.places, place{m.in, m.out, n, n + rank*m.in})
 		n += rank * (m.in + m.out)
 	}

@@ -28,7 +28,7 @@ func (m *Model) at(l int) saved {
 			if a == nil || t.Nil() {
 				*t = ops.Tensor{}
 			} else {
-				*t = t.Slice(t.Name, 0, m.Batch.T, a.Rank)
+				*t = t.Slice(t.Name, 0, m.Batch.T, a.Width)
 			}
 		}
 	}
