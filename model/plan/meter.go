@@ -3,19 +3,8 @@ package plan
 import (
 	"math"
 
-	"github.com/montanaflynn/stats"
-
 	"qlora/model/ops"
 )
-
-func medianOf(v []float64) (median, most float64) {
-	median, err := stats.Median(v)
-	if err != nil { // none
-		return 0, 0
-	}
-	most, _ = stats.Max(v)
-	return median, most
-}
 
 // Work is what the calls of an op came to.
 type Work struct {
