@@ -101,7 +101,7 @@ func NF4Absmax(blocks int64) int64 { return (blocks/16 + 64) * 4 }
 
 // DecodeAttention is qk_decode_attention_work.
 func DecodeAttention(T int, h ops.Heads, cap int) int64 {
-	const maxSplits, least = 128, 256
+	const maxSplits, least = 128, 128
 	keys := max(ceil(ceil(int64(cap), maxSplits), 64)*64, least)
 	return int64(T) * ceil(int64(cap), keys) * int64(h.H) * int64(h.D+2) * 4
 }
