@@ -141,12 +141,12 @@ type present struct{}
 
 func (present) Bytes() int64 { return 0 }
 
-// rank is the columns of u.
-func rank(l *ops.LoRA) int {
+// width is the columns of u.
+func width(l *ops.LoRA) int {
 	if l == nil {
 		return 0
 	}
-	return l.Rank
+	return l.Width
 }
 
 func mul(factors ...int) float64 {
@@ -167,7 +167,7 @@ func shape(l *ops.LoRA, dims ...int) string {
 		fmt.Fprint(&s, d)
 	}
 	if l != nil {
-		fmt.Fprintf(&s, " R%d", rank(l))
+		fmt.Fprintf(&s, " R%d", width(l))
 	}
 	return s.String()
 }

@@ -24,24 +24,24 @@ func (m *Meter) Embed(x ops.Tensor, table ops.Weight, b *ops.Batch) {
 // RMSNorm is timed.
 func (m *Meter) RMSNorm(xn, rho, u, x, w ops.Tensor, eps float32, l *ops.LoRA, b *ops.Batch) {
 	T, C := x.Dim(0), x.Cols()
-	m.time("RMSNorm", shape(l, T, C), 4*mul(T, C)+2*mul(T, rank(l), C), func() { m.Backend.RMSNorm(xn, rho, u, x, w, eps, l, b) }, xn, x, u)
+	m.time("RMSNorm", shape(l, T, C), 4*mul(T, C)+2*mul(T, width(l), C), func() { m.Backend.RMSNorm(xn, rho, u, x, w, eps, l, b) }, xn, x, u)
 }
 
 // Linear is timed.
 func (m *Meter) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoRA, e ops.Epilogue, b *ops.Batch) {
 	T, N, K := y.Dim(0), y.Cols(), x.Cols()
-	m.time("Linear", shape(l, T, N, K), 2*mul(T, N, K)+2*mul(T, rank(l), N), func() { m.Backend.Linear(y, x, w, u, l, e, b) }, y, x, weight(w), u, e.Residual)
+	m.time("Linear", shape(l, T, N, K), 2*mul(T, N, K)+2*mul(T, width(l), N), func() { m.Backend.Linear(y, x, w, u, l, e, b) }, y, x, weight(w), u, e.Residual)
 }
 
 // Attention is timed.
 func (m *Meter) Attention(o, lse, u, qkv ops.Tensor, h ops.Heads, l *ops.LoRA, b *ops.Batch) {
-	m.time("Attention", shape(l, b.T, h.H, h.D), 4*pairs(b)*mul(o.Cols())+2*mul(b.T, rank(l), o.Cols()), func() { m.Backend.Attention(o, lse, u, qkv, h, l, b) }, o, qkv, u)
+	m.time("Attention", shape(l, b.T, h.H, h.D), 4*pairs(b)*mul(o.Cols())+2*mul(b.T, width(l), o.Cols()), func() { m.Backend.Attention(o, lse, u, qkv, h, l, b) }, o, qkv, u)
 }
 
 // SwiGLU is timed.
 func (m *Meter) SwiGLU(act, u, gateup ops.Tensor, l *ops.LoRA, b *ops.Batch) {
 	T, F := act.Dim(0), act.Cols()
-	m.time("SwiGLU", shape(l, T, F), 6*mul(T, F)+2*mul(T, rank(l), F), func() { m.Backend.SwiGLU(act, u, gateup, l, b) }, act, gateup, u)
+	m.time("SwiGLU", shape(l, T, F), 6*mul(T, F)+2*mul(T, width(l), F), func() { m.Backend.SwiGLU(act, u, gateup, l, b) }, act, gateup, u)
 }
 
 // LinearBack is timed.
@@ -53,7 +53,7 @@ func (m *Meter) LinearBack(dx, dy ops.Tensor, w ops.Weight) {
 // RMSNormBack is timed.
 func (m *Meter) RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w ops.Tensor, in, out *ops.LoRA, b *ops.Batch) {
 	T, C := x.Dim(0), x.Cols()
-	m.time("RMSNormBack", shape(in, T, C), 8*mul(T, C)+2*mul(T, rank(in)+rank(out), C), func() {
+	m.time("RMSNormBack", shape(in, T, C), 8*mul(T, C)+2*mul(T, width(in)+width(out), C), func() {
 		m.Backend.RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w, in, out, b)
 	}, dx, dres, dxn, x, du, duOut)
 }
@@ -61,7 +61,7 @@ func (m *Meter) RMSNormBack(dx, duOut, dres, dxn, du, u, x, rho, w ops.Tensor, i
 // AttentionBack is timed.
 func (m *Meter) AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv ops.Tensor, h ops.Heads, rope *ops.Rope, lo, lqkv *ops.LoRA, b *ops.Batch) {
 	T, narrow, wide := b.T, o.Cols(), qkv.Cols()
-	m.time("AttentionBack", shape(lqkv, T, h.H, h.D), 10*pairs(b)*mul(narrow)+2*mul(T, rank(lo), narrow)+2*mul(T, rank(lqkv), wide), func() {
+	m.time("AttentionBack", shape(lqkv, T, h.H, h.D), 10*pairs(b)*mul(narrow)+2*mul(T, width(lo), narrow)+2*mul(T, width(lqkv), wide), func() {
 		m.Backend.AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv, h, rope, lo, lqkv, b)
 	}, dqkv, qkv, do, do, o, duO, duQKV)
 }
@@ -69,7 +69,7 @@ func (m *Meter) AttentionBack(dqkv, duQKV, do, duO, o, lse, qkv ops.Tensor, h op
 // SwiGLUBack is timed.
 func (m *Meter) SwiGLUBack(gateup, duGU, dact, duDown, uGU ops.Tensor, down, gu *ops.LoRA, b *ops.Batch) {
 	T, F := dact.Dim(0), dact.Cols()
-	m.time("SwiGLUBack", shape(gu, T, F), 12*mul(T, F)+4*mul(T, rank(down), F)+4*mul(T, rank(gu), F), func() {
+	m.time("SwiGLUBack", shape(gu, T, F), 12*mul(T, F)+4*mul(T, width(down), F)+4*mul(T, width(gu), F), func() {
 		m.Backend.SwiGLUBack(gateup, duGU, dact, duDown, uGU, down, gu, b)
 	}, gateup, gateup, dact, duDown, duGU, uGU)
 }
@@ -148,7 +148,7 @@ func (m *Meter) DecodeAttention(o, u, qkv ops.Tensor, c ops.KVCache, h ops.Heads
 		positions += int(p) + 1
 	}
 	read := ops.Tensor{DType: c.K.DType, Shape: []int{positions, 2 * h.Hk * h.D}, Buf: present{}}
-	m.time("DecodeAttention", shape(l, b.T, h.H, h.D), 4*mul(positions, o.Cols())+2*mul(b.T, rank(l), o.Cols()), func() {
+	m.time("DecodeAttention", shape(l, b.T, h.H, h.D), 4*mul(positions, o.Cols())+2*mul(b.T, width(l), o.Cols()), func() {
 		m.Backend.DecodeAttention(o, u, qkv, c, h, l, b)
 	}, read, o, u)
 }

@@ -43,7 +43,7 @@ func (b *Backend) lora(i int, l *ops.LoRA) *C.qk_lora {
 
 func loraOf(l *ops.LoRA) C.qk_lora {
 	spec := &l.Weight
-	to := C.qk_lora{n: C.int32_t(len(l.Modules)), rank: C.int32_t(l.Rank), in: C.int32_t(spec.Cols), out: C.int32_t(spec.Rows()),
+	to := C.qk_lora{n: C.int32_t(len(l.Modules)), rank: C.int32_t(l.Width), in: C.int32_t(spec.Cols), out: C.int32_t(spec.Rows()),
 		kind: C.int32_t(spec.Kind), h: headsOf(*spec)}
 	if !l.Pack.Nil() {
 		p := sizes.PackOf(l)

@@ -54,7 +54,7 @@ func TestCardSizes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer b.Close()
-	d := ops.Dims{T: 2048, S: 1, N: 2048, C: 3584, F: 18944, V: 152064, H: 28, Hk: 4, D: 128, Rank: 24, ModuleRank: 8, Training: true, Quantized: true}
+	d := ops.Dims{T: 2048, S: 1, N: 2048, C: 3584, F: 18944, V: 152064, H: 28, Hk: 4, D: 128, Width: 24, Rank: 8, Training: true, Quantized: true}
 	if got, want := b.WorkspaceBytes(d), (sizes.Card{Multiprocessors: b.Card().Multiprocessors}).WorkspaceBytes(d); got != want || b.Card().Multiprocessors < 1 {
 		t.Errorf("%d bytes, planned %d for %d multiprocessors", got, want, b.Card().Multiprocessors)
 	}

@@ -19,7 +19,7 @@
 #   load         a 7B model read from the page cache (takes 16 GB of disk below TMPDIR)
 #
 #   OUT    where results go: results/<card>/<date>-<commit> otherwise
-#   MODEL  the model of the stages model and train: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
+#   MODEL  the model of the stages model, train and use: .models/SmolLM2-135M-Instruct.Q4_1.gguf otherwise
 #
 # A stage writes <stage>.json and <stage>.log below OUT; the table of all of them comes last. Exit status 1: something failed.
 set -uo pipefail

@@ -88,6 +88,8 @@ var marked = map[string]func(b *bytes.Buffer, folder string, files []*result.Fil
 	"steps":   stepsTable,
 	"cards":   cardsTable,
 	"peers":   peersTable,
+	"fastest": fastestTable,
+	"decode":  decodeTable,
 }
 
 // link is a markdown link from folder to the folder of a file.
@@ -147,17 +149,22 @@ func sizesTable(b *bytes.Buffer, folder string, files []*result.File, _ Predicto
 		return err
 	}
 	g := Grid{Head: []string{"Qwen2.5 on one " + device}, Left: 1}
-	rows := [][]string{{"tokens/s"}, {"a step of 2048 tokens"}, {"memory planned"}, {"measured"}}
+	rows := [][]string{{"tokens/s"}, {"a step of 2048 tokens"}, {"memory planned"}}
+	var links []string
 	for _, size := range sizes {
 		e, ok := best[device][size]
 		if !ok {
 			continue
 		}
 		g.Head = append(g.Head, strings.ToUpper(size))
-		for i, cell := range []string{count(e.Tokens), seconds(e.Median), gib(e.Arena), link(folder, e.file)} {
+		for i, cell := range []string{count(e.Tokens), seconds(e.Median), gib(e.Arena)} {
 			rows[i] = append(rows[i], cell)
 		}
+		if l := link(folder, e.file); !slices.Contains(links, l) {
+			links = append(links, l)
+		}
 	}
+	g.Note = "Measured " + strings.Join(links, ", ") + "."
 	for _, r := range rows {
 		g.add(r...)
 	}
@@ -261,7 +268,7 @@ func stepsTable(b *bytes.Buffer, folder string, files []*result.File, _ Predicto
 	newest := map[string]entry{}
 	for _, f := range files {
 		for _, s := range Steps(f) {
-			if s.Row.Params["trainer"] == "" {
+			if s.Row.Params["trainer"] == "" && s.Tokens > 0 { // logs of runs that tell no tokens have no speed
 				newest[f.Environment.Device()+"|"+s.Model+"|"+stepKey(s.Row)] = entry{s, f}
 			}
 		}
@@ -282,17 +289,70 @@ func cardsTable(b *bytes.Buffer, _ string, files []*result.File, p Predictor) er
 	return nil
 }
 
-// peersTable is the newest run with peers.
-func peersTable(b *bytes.Buffer, folder string, files []*result.File, _ Predictor) error {
+// newestOfKind is the last file of a kind, nil where there is none.
+func newestOfKind(files []*result.File, kind result.Kind) *result.File {
 	for _, f := range slices.Backward(files) {
-		if f.Kind == result.Peers {
-			g := PeersGrid(f)
-			g.Title, g.Note = "", "On "+f.Environment.Device()+", "+link(folder, f)+"."
-			return g.Markdown(b)
+		if f.Kind == kind {
+			return f
 		}
 	}
-	_, err := fmt.Fprintln(b, "Not yet measured by `qlora bench peers`.")
+	return nil
+}
+
+func notMeasured(b *bytes.Buffer, kind result.Kind) error {
+	_, err := fmt.Fprintf(b, "Not yet measured by `qlora bench %s`.\n", kind)
 	return err
+}
+
+// peersTable is the newest run with peers.
+func peersTable(b *bytes.Buffer, folder string, files []*result.File, _ Predictor) error {
+	return writePeers(b, folder, files, func(g Grid) Grid { return g })
+}
+
+// fastestTable is the fastest row of each trainer in it.
+func fastestTable(b *bytes.Buffer, folder string, files []*result.File, _ Predictor) error {
+	return writePeers(b, folder, files, func(g Grid) Grid { // the fastest first
+		seen := map[string]bool{}
+		g.Rows = slices.DeleteFunc(g.Rows, func(row []string) bool {
+			was := seen[row[0]]
+			seen[row[0]] = true
+			return was
+		})
+		return g
+	})
+}
+
+func writePeers(b *bytes.Buffer, folder string, files []*result.File, choose func(Grid) Grid) error {
+	f := newestOfKind(files, result.Peers)
+	if f == nil {
+		return notMeasured(b, result.Peers)
+	}
+	g := choose(PeersGrid(f))
+	g.Title, g.Note = "", "On "+f.Environment.Device()+", "+link(folder, f)+"."
+	return g.Markdown(b)
+}
+
+// decodeTable is the newest run of answering: a prompt, and then token by token.
+func decodeTable(b *bytes.Buffer, folder string, files []*result.File, _ Predictor) error {
+	f := newestOfKind(files, result.Decode)
+	if f == nil {
+		return notMeasured(b, result.Decode)
+	}
+	prefill := map[string]float64{} // seconds by everything that a row says but its name
+	for _, r := range f.Rows {
+		if r.Name == "prefill" && len(r.Seconds) > 0 {
+			prefill[strings.TrimPrefix(r.Key(), r.Name)] = r.Summary().Median
+		}
+	}
+	g := Grid{Head: []string{"answers by", "weights, adapter", "sequences", "prompt", "its time", "a token", "tokens/s"}, Left: 2}
+	for _, r := range f.Rows {
+		if r.Name == "decode" && len(r.Seconds) > 0 {
+			s := r.Summary()
+			g.add(model(r.Params["model"]), method(r), r.Params["sequences"], r.Params["prompt"], seconds(prefill[strings.TrimPrefix(r.Key(), r.Name)]), seconds(s.Median), count(float64(r.Tokens)/s.Median))
+		}
+	}
+	g.Note = "On " + f.Environment.Device() + ", " + link(folder, f) + "."
+	return g.Markdown(b)
 }
 
 // Source is where an op of the seam is made on a card.

@@ -306,8 +306,56 @@ func TestFill(t *testing.T) {
 			}
 		}
 	}
-	if _, err := Fill([]byte("<!-- bench:other -->\n<!-- /bench -->\n"), ".", files, nil); err == nil || !strings.Contains(err.Error(), "cards, kernels") {
+	if _, err := Fill([]byte("<!-- bench:other -->\n<!-- /bench -->\n"), ".", files, nil); err == nil || !strings.Contains(err.Error(), "cards, decode, fastest, kernels") {
 		t.Errorf("an unknown table: %v", err)
+	}
+}
+
+// TestFastest: a trainer stands once, with its fastest row.
+func TestFastest(t *testing.T) {
+	files := world(t)
+	for _, f := range files {
+		if f.Kind != result.Peers {
+			continue
+		}
+		for _, r := range slices.Clone(f.Rows) {
+			if r.Params["trainer"] != "unsloth" {
+				continue
+			}
+			r.Params = maps.Clone(r.Params)
+			r.Params["checkpointing"], r.Seconds = "yes", result.Samples{0.3}
+			f.Rows = append([]result.Row{r}, f.Rows...)
+		}
+	}
+	table := func(name string) string {
+		page, err := Fill([]byte("<!-- bench:"+name+" -->\n<!-- /bench -->\n"), ".", files, planner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(page)
+	}
+	all, fastest := table("peers"), table("fastest")
+	if strings.Count(all, "| unsloth ") != 2 || strings.Count(fastest, "| unsloth ") != 1 || strings.Contains(fastest, "300.0 ms") || strings.Count(fastest, "| qlora ") != 1 {
+		t.Errorf("%s\n%s", all, fastest)
+	}
+}
+
+// TestDecodeTable: a row has the time of its own prompt beside that of a token.
+func TestDecodeTable(t *testing.T) {
+	row := func(name, sequences string, seconds float64, tokens int) result.Row {
+		return result.Row{Name: name, Params: map[string]string{"model": "qwen2.5-7b", "method": "nf4", "prompt": "512", "sequences": sequences}, Seconds: result.Samples{seconds}, Tokens: tokens}
+	}
+	f := result.File{Schema: result.Schema, Kind: result.Decode, Path: "results/card/20260102-abc/decode.json",
+		Rows: []result.Row{row("prefill", "1", 0.012, 512), row("decode", "1", 0.005, 1), row("prefill", "4", 0.04, 2048), row("decode", "4", 0.008, 4)}}
+	page, err := Fill([]byte("<!-- bench:decode -->\n<!-- /bench -->\n"), ".", []*result.File{&f}, planner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.Join(strings.Fields(string(page)), " ")
+	for _, want := range []string{"| Qwen2.5 7B | nf4 | 1 | 512 | 12.00 ms | 5.000 ms | 200 |", "| Qwen2.5 7B | nf4 | 4 | 512 | 40.00 ms | 8.000 ms | 500 |", "](results/card/20260102-abc)"} {
+		if !strings.Contains(words, want) {
+			t.Errorf("lacks %q:\n%s", want, page)
+		}
 	}
 }
 

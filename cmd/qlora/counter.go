@@ -20,7 +20,7 @@ type counter struct {
 	open         bool
 }
 
-// often is how long a counter waits between two lines: on a terminal, and elsewhere.
+// How long a counter waits between two lines: on a terminal, and elsewhere.
 const oftenTerminal, oftenLog = 100 * time.Millisecond, 10 * time.Second
 
 // newCounter begins to count to total, of which before is done.

@@ -78,7 +78,7 @@ func TestExportedAnswersAlike(t *testing.T) {
 		{[]string{"--to_gguf", "everything"}, exitUsage, "choose adapter or model"},
 		{[]string{"--to_gguf", "model", "--quant", "q5_k", "--output_dir", "x"}, exitUsage, "choose f32, f16, bf16, q8_0 or q4_0"},
 		{[]string{"--merge_lora", "true", "--torch_dtype", "int8", "--output_dir", "x"}, exitUsage, "choose bfloat16, float16 or float32"},
-		{[]string{"--merge_lora", "true", "--max_shard_size", "much", "--output_dir", "x"}, exitUsage, "such as 5GB"},
+		{[]string{"--merge_lora", "true", "--max_shard_size", "much", "--output_dir", "x"}, exitUsage, "write it as 23GiB"},
 		{[]string{"--to_hf", "true"}, exitUsage, "leave --adapters out"},
 		{[]string{"--push_to_hub", "true"}, exitUsage, "nothing is uploaded"},
 		{[]string{"--check", "triton"}, exitUsage, "choose among vllm"},
@@ -112,15 +112,6 @@ func TestExportCheck(t *testing.T) {
 	var verdicts []export.Verdict
 	if err := json.Unmarshal([]byte(o.stdout), &verdicts); err != nil || o.code != exitCheckFailed || len(verdicts) != 2 || verdicts[0].Loads {
 		t.Errorf("exit status %d, %v: %s\n%s", o.code, err, o.stdout, o.stderr)
-	}
-}
-
-func TestShardSize(t *testing.T) {
-	for text, want := range map[string]int64{"5GB": 5e9, "900MB": 9e8, "1.5GiB": 1.5 * (1 << 30), "200 KB": 2e5, "12": 12, "7B": 7, "x": 0, "-5GB": 0, "5PB": 0, "": 0, "0": 0} {
-		got, err := shardSize(text)
-		if got != want || (err == nil) != (want > 0) {
-			t.Errorf("%q is %d, %v; want %d", text, got, err, want)
-		}
 	}
 }
 

@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"qlora/internal/atomicfile"
@@ -201,15 +199,15 @@ func (c *exportCmd) write(e *env, kind string, s *export.Source, path string) er
 			shown.end()
 		}
 	}()
+	shard, err := parseSize(c.MaxShardSize)
+	if err != nil {
+		return usageError{fmt.Errorf("--max_shard_size: %w", err)}
+	}
 	switch kind {
 	case kindMerged, kindHF:
 		dtype, err := c.dtype(s.Model)
 		if err != nil {
 			return err
-		}
-		shard, err := shardSize(c.MaxShardSize)
-		if err != nil {
-			return usageError{fmt.Errorf("--max_shard_size %s: %w", c.MaxShardSize, err)}
 		}
 		own, err := data.RecognizeTemplate(s.Jinja)
 		if system := s.Template.DefaultSystem; err == nil && system != own.DefaultSystem {
@@ -217,10 +215,6 @@ func (c *exportCmd) write(e *env, kind string, s *export.Source, path string) er
 		}
 		return s.Folder(e.ctx, path, dtype, shard)
 	case kindBNB:
-		shard, err := parseSize(c.MaxShardSize)
-		if err != nil {
-			return usageError{fmt.Errorf("--max_shard_size %s: %w", c.MaxShardSize, err)}
-		}
 		return s.BNB(e.ctx, path, c.DoubleQuant, shard)
 	case kindPEFT:
 		return s.Adapter(path, lora.Base{Name: s.Name})
@@ -309,31 +303,6 @@ func (c *exportCmd) dtype(m *weights.Model) (weights.DType, error) {
 		return "", usageError{fmt.Errorf("--torch_dtype %s: choose bfloat16, float16 or float32", c.TorchDType)}
 	}
 	return weights.BF16, nil
-}
-
-var sizePattern = regexp.MustCompile(`^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$`)
-
-// shardSize reads a size as transformers does: 5GB is 5·10⁹ bytes, 5GiB 5·2³⁰.
-func shardSize(text string) (int64, error) {
-	m := sizePattern.FindStringSubmatch(strings.TrimSpace(text))
-	if m == nil {
-		return 0, errors.New("write a size such as 5GB or 900MB")
-	}
-	n, err := strconv.ParseFloat(m[1], 64)
-	if err != nil {
-		return 0, err
-	}
-	unit := 1000.0
-	if m[3] != "" {
-		unit = 1024
-	}
-	for range strings.Index("KMGT", m[2]) + min(1, len(m[2])) {
-		n *= unit
-	}
-	if n < 1 || n > 1e18 {
-		return 0, errors.New("write a size such as 5GB or 900MB")
-	}
-	return int64(n), nil
 }
 
 // check prints what servers say to the adapter, which any program may have written. Its status is 1 where one does not

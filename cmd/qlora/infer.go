@@ -151,7 +151,7 @@ func (b *base) load(e *env, list []namedDir, d *deviceFlags, r capacity) (*engin
 		return nil, err
 	}
 	if err := d.fit(e, g.backend, b.Model, &o); err != nil {
-		return nil, err
+		return nil, errors.Join(err, g.backend.Close())
 	}
 	shown := newProgress(e)
 	o.Progress = shown.loading

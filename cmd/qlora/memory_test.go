@@ -14,12 +14,12 @@ import (
 )
 
 func TestParseSize(t *testing.T) {
-	for text, want := range map[string]int64{"23GiB": 23 << 30, "24GB": 24e9, "8192MiB": 8192 << 20, " 16 g ": 16 << 30, "1000": 1000, "0.5gib": 1 << 29, "3kb": 3000} {
+	for text, want := range map[string]int64{"23GiB": 23 << 30, "24GB": 24e9, "8192MiB": 8192 << 20, " 16 g ": 16 << 30, "1000": 1000, "0.5gib": 1 << 29, "3kb": 3000, "5GB": 5e9, "1.5GiB": 3 << 29, "200 KB": 2e5, "7B": 7} {
 		if got, err := parseSize(text); err != nil || got != want {
 			t.Errorf("%q: %d, %v, want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "GiB", "-1GiB", "0", "23 elephants", "1e30", "NaN", "inf", "1.2.3"} {
+	for _, text := range []string{"", "GiB", "-1GiB", "0", "23 elephants", "1e30", "-5GB", "5PB", "x", "NaN", "inf", "1.2.3"} {
 		if got, err := parseSize(text); err == nil {
 			t.Errorf("%q: %d", text, got)
 		}

@@ -59,7 +59,7 @@ func PartOf(s ops.WeightSpec, p int) Part {
 // Bytes is the whole part.
 func (p Part) Bytes() int64 { return p.Codes + p.Absmax + p.Nested + p.Offset }
 
-// Pack is the bytes of each part of a LoRA's pack, in order (kernels/api.h, qk_lora): pack_a (Rank,in); pack_b (out,Rank),
+// Pack is the bytes of each part of a LoRA's pack, in order (kernels/api.h, qk_lora): pack_a (Width,in); pack_b (out,Width),
 // block diagonal and in the weight's row order; pack_bt, B' of each module, for a backward.
 type Pack struct{ A, B, BT int64 }
 
@@ -69,7 +69,7 @@ func (p Pack) Bytes() int64 { return p.A + p.B + p.BT }
 // PackOf is the pack of a LoRA.
 func PackOf(l *ops.LoRA) Pack {
 	part := func(elements int) int64 { return Aligned(int64(elements) * ops.BF16.Size()) }
-	p := Pack{A: part(l.Rank * l.Weight.Cols), B: part(l.Weight.Rows() * l.Rank)}
+	p := Pack{A: part(l.Width * l.Weight.Cols), B: part(l.Weight.Rows() * l.Width)}
 	if l.Weight.Back {
 		n := 0
 		for i := range l.Modules {

@@ -65,7 +65,7 @@ func grads(d ops.Dims) int64 {
 		tile = min(tile, d.Tile)
 	}
 	work := func(T int) int64 {
-		return max(LoRAGrad(T, attention, d.Rank), LoRAGrad(ops.GradBlock, attention+feed, d.Rank), SwiGLUBack(min(T, tile), d.F, d.ModuleRank))
+		return max(LoRAGrad(T, attention, d.Width), LoRAGrad(ops.GradBlock, attention+feed, d.Width), SwiGLUBack(min(T, tile), d.F, d.Rank))
 	}
 	T := d.T
 	for T > ops.GradBlock && work(T) > gradBytes {
@@ -101,7 +101,7 @@ func NF4Absmax(blocks int64) int64 { return (blocks/16 + 64) * 4 }
 
 // DecodeAttention is qk_decode_attention_work.
 func DecodeAttention(T int, h ops.Heads, cap int) int64 {
-	const maxSplits, least = 128, 256
+	const maxSplits, least = 128, 128
 	keys := max(ceil(ceil(int64(cap), maxSplits), 64)*64, least)
 	return int64(T) * ceil(int64(cap), keys) * int64(h.H) * int64(h.D+2) * 4
 }

@@ -25,8 +25,8 @@ type place struct {
 // incomplete is the folder that files of ModelScope grow in.
 const incomplete = "._incomplete"
 
-// Cache is the folder of a hub's cache.
-func Cache(hub Hub) (string, error) {
+// cacheOf is the folder of a hub's cache.
+func cacheOf(hub Hub) (string, error) {
 	if hub == ModelScope {
 		return hubcache.ModelScopeDir()
 	}
@@ -34,7 +34,7 @@ func Cache(hub Hub) (string, error) {
 }
 
 func newPlace(r *Repo) (*place, error) {
-	cache, err := Cache(r.Hub)
+	cache, err := cacheOf(r.Hub)
 	if err != nil {
 		return nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"regexp"
 	"strings"
 
+	"qlora/internal/hubcache"
 	"qlora/internal/strictjson"
 )
 
@@ -25,8 +26,8 @@ import (
 type Hub string
 
 const (
-	HuggingFace Hub = "hf"
-	ModelScope  Hub = "ms"
+	HuggingFace Hub = hubcache.HuggingFace
+	ModelScope  Hub = hubcache.ModelScope
 )
 
 // Repo is a repository of a hub at one revision.
@@ -55,11 +56,9 @@ func (f File) hash() string {
 	return f.Git
 }
 
-var idPattern = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9._-]*/[A-Za-z0-9_-][A-Za-z0-9._-]*$`)
-
 // CheckID refuses what is no org/name.
 func CheckID(id string) error {
-	if !idPattern.MatchString(id) || strings.Contains(id, "..") || strings.Contains(id, "--") {
+	if !hubcache.IsID(id) || strings.Contains(id, "..") || strings.Contains(id, "--") {
 		return fmt.Errorf("%q is no name of a repository: write it as org/name", id)
 	}
 	return nil

@@ -77,7 +77,7 @@ func newLayer(tb testing.TB, d shape, drop float32, lengths ...int) *layer {
 				A: tensor("A", 0.05, R, spec.Cols), B: tensor("B", 0.05, p, R),
 				DA: tensor("dA", 0, R, spec.Cols), DB: tensor("dB", 0, p, R),
 			})
-			lo.Rank += R
+			lo.Width += R
 		}
 		return lo
 	}

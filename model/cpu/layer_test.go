@@ -106,13 +106,13 @@ func TestGradBlocks(t *testing.T) {
 	l := newLayer(t, small, 0.1, 700)
 	in, m := l.x.Cols(), l.downL
 	x, du := view[float32](l.act), view[float32](l.ud)
-	whole, pieces := m.Modules[0].DA, make([]float32, m.Rank*small.F)
+	whole, pieces := m.Modules[0].DA, make([]float32, m.Width*small.F)
 	l.b.gradA(x, du, m, span{&l.batch.Host, 0, 700})
 	want := append([]float32(nil), view[float32](whole)...)
 	l.b.Zero(whole)
 	for lo := 0; lo < 700; lo += ops.GradBlock {
 		hi := min(lo+ops.GradBlock, 700)
-		l.b.gradA(x[lo*small.F:], du[lo*m.Rank:], m, span{&l.batch.Host, lo, hi})
+		l.b.gradA(x[lo*small.F:], du[lo*m.Width:], m, span{&l.batch.Host, lo, hi})
 	}
 	synced(t, l.b)
 	copy(pieces, view[float32](whole))

@@ -24,9 +24,9 @@ func (b *Backend[T]) loraDown(u, x []T, l *ops.LoRA, s span) {
 	for i := range l.Modules {
 		m, col := &l.Modules[i], l.Col(i)
 		mark := b.scratch.used
-		mulT(u[col:], l.Rank, b.dropped(x, in, m, s.h, s.lo, s.hi), in, b.in(m.A), in, s.len(), m.Rank, in, false)
-		scaleColumns(u[col:], l.Rank, s.len(), m.Rank, T(m.Scale))
-		zeroColumns(u[col:], l.Rank, s.len(), m)
+		mulT(u[col:], l.Width, b.dropped(x, in, m, s.h, s.lo, s.hi), in, b.in(m.A), in, s.len(), m.Rank, in, false)
+		scaleColumns(u[col:], l.Width, s.len(), m.Rank, T(m.Scale))
+		zeroColumns(u[col:], l.Width, s.len(), m)
 		b.scratch.used = mark
 	}
 }
@@ -39,7 +39,7 @@ func (b *Backend[T]) loraAdd(y, u []T, l *ops.LoRA, parts []int, s span) {
 	out := total(parts)
 	for i := range l.Modules {
 		m := &l.Modules[i]
-		mulT(y[l.Row(i, parts):], out, u[l.Col(i):], l.Rank, b.in(m.B), m.Rank, s.len(), parts[m.Part], m.Rank, true)
+		mulT(y[l.Row(i, parts):], out, u[l.Col(i):], l.Width, b.in(m.B), m.Rank, s.len(), parts[m.Part], m.Rank, true)
 	}
 }
 
@@ -51,9 +51,9 @@ func (b *Backend[T]) loraUp(du, dy []T, l *ops.LoRA, parts []int, s span) {
 	out := total(parts)
 	for i := range l.Modules {
 		m, col := &l.Modules[i], l.Col(i)
-		mul(du[col:], l.Rank, dy[l.Row(i, parts):], out, b.in(m.B), m.Rank, s.len(), m.Rank, parts[m.Part], false)
-		scaleColumns(du[col:], l.Rank, s.len(), m.Rank, T(m.Scale))
-		zeroColumns(du[col:], l.Rank, s.len(), m)
+		mul(du[col:], l.Width, dy[l.Row(i, parts):], out, b.in(m.B), m.Rank, s.len(), m.Rank, parts[m.Part], false)
+		scaleColumns(du[col:], l.Width, s.len(), m.Rank, T(m.Scale))
+		zeroColumns(du[col:], l.Width, s.len(), m)
 	}
 }
 
@@ -67,12 +67,12 @@ func (b *Backend[T]) loraBack(dx, du []T, l *ops.LoRA, s span) {
 		m, col := &l.Modules[i], l.Col(i)
 		a := b.in(m.A)
 		if ops.DropThreshold(m.Drop) == 0 {
-			mul(dx, in, du[col:], l.Rank, a, in, s.len(), in, m.Rank, true)
+			mul(dx, in, du[col:], l.Width, a, in, s.len(), in, m.Rank, true)
 			continue
 		}
 		mark := b.scratch.used
 		term := b.scratch.take(s.len() * in)
-		mul(term, in, du[col:], l.Rank, a, in, s.len(), in, m.Rank, false)
+		mul(term, in, du[col:], l.Width, a, in, s.len(), in, m.Rank, false)
 		b.rows(s.len(), func(t int) {
 			row, to := term[t*in:(t+1)*in], dx[t*in:(t+1)*in]
 			dropRow(row, row, m, s.h, s.lo+t)
@@ -92,7 +92,7 @@ func (b *Backend[T]) gradA(x, du []T, l *ops.LoRA, s span) {
 		m := &l.Modules[i]
 		da := b.inout(m.DA)
 		mark := b.scratch.used
-		tMul(da, in, du[l.Col(i):], l.Rank, b.dropped(x, in, m, s.h, s.lo, s.hi), in, m.Rank, in, s.len(), true)
+		tMul(da, in, du[l.Col(i):], l.Width, b.dropped(x, in, m, s.h, s.lo, s.hi), in, m.Rank, in, s.len(), true)
 		b.scratch.used = mark
 	}
 }
@@ -105,7 +105,7 @@ func (b *Backend[T]) gradB(dy, u []T, l *ops.LoRA, parts []int, s span) {
 	out := total(parts)
 	for i := range l.Modules {
 		m := &l.Modules[i]
-		tMul(b.inout(m.DB), m.Rank, dy[l.Row(i, parts):], out, u[l.Col(i):], l.Rank, parts[m.Part], m.Rank, s.len(), true)
+		tMul(b.inout(m.DB), m.Rank, dy[l.Row(i, parts):], out, u[l.Col(i):], l.Width, parts[m.Part], m.Rank, s.len(), true)
 	}
 }
 

@@ -77,7 +77,7 @@ func TestLabelSmoothing(t *testing.T) {
 	must(err)
 	batch, err := ops.NewBatch(place("batch", ops.I32, ops.BatchWords(g.T, 1, g.T)), g.T, 1, g.T)
 	must(err)
-	dims := ops.Dims{T: g.T, S: 1, N: g.T, C: g.C, F: 8, V: g.V, H: 1, Hk: 1, D: 8, Rank: 1, Training: true}
+	dims := ops.Dims{T: g.T, S: 1, N: g.T, C: g.C, F: 8, V: g.V, H: 1, Hk: 1, D: 8, Width: 1, Training: true}
 	b.SetWorkspace(place("work", ops.U8, int(b.WorkspaceBytes(dims))), dims)
 	xn, dxn := place("xn", ops.F32, g.T, g.C), place("dxn", ops.F32, g.T, g.C)
 	nll, hit := place("nll", ops.F32, len(h.Rows)), place("hit", ops.F32, len(h.Rows))

@@ -48,7 +48,7 @@ func (b *Backend[T]) SwiGLUBack(gateup, duGU, dact, duDown, uGU ops.Tensor, down
 			}
 		})
 		if down != nil {
-			low := duD[lo*down.Rank:]
+			low := duD[lo*down.Width:]
 			b.loraBack(d, low, down, s)
 			b.gradA(act, low, down, s)
 		}
@@ -57,8 +57,8 @@ func (b *Backend[T]) SwiGLUBack(gateup, duGU, dact, duDown, uGU ops.Tensor, down
 			round(rows[2*t*F:][:2*F], gateup.DType)
 		})
 		if gu != nil {
-			b.loraUp(duG[lo*gu.Rank:], rows, gu, parts, s)
-			b.gradB(rows, uG[lo*gu.Rank:], gu, parts, s)
+			b.loraUp(duG[lo*gu.Width:], rows, gu, parts, s)
+			b.gradB(rows, uG[lo*gu.Width:], gu, parts, s)
 		}
 	}
 }

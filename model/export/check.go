@@ -91,18 +91,24 @@ func readFacts(dir string) (*adapterFacts, error) {
 		defer file.Close()
 		a.tensors = file.Names()
 	case errors.Is(err, fs.ErrNotExist):
-		if _, err := folder.Open("adapter_model.bin"); err != nil {
+		a.bin = holds(folder, "adapter_model.bin")
+		if !a.bin {
 			return nil, fmt.Errorf("%s: neither %s nor adapter_model.bin", dir, lora.WeightsFile)
 		}
-		a.bin = true
 	default:
 		return nil, err
 	}
-	if f, err := folder.Open("added_tokens.json"); err == nil {
-		a.added = true
+	a.added = holds(folder, "added_tokens.json")
+	return a, nil
+}
+
+// holds reports whether a file of that name lies in a folder.
+func holds(folder *weights.Folder, name string) bool {
+	f, err := folder.Open(name)
+	if err == nil {
 		f.Close()
 	}
-	return a, nil
+	return err == nil
 }
 
 func (v *Verdict) problem(format string, args ...any) {

@@ -48,6 +48,11 @@ func (s *Source) Folder(ctx context.Context, path string, d weights.DType, maxSh
 	if err != nil {
 		return err
 	}
+	return writeFolder(path, files, entries, maxShard)
+}
+
+// writeFolder writes weights and the files beside them.
+func writeFolder(path string, files map[string][]byte, entries []weights.Entry, maxShard int64) error {
 	return atomicfile.WriteDir(path, func(dir string) error {
 		for name, text := range files {
 			if err := atomicfile.WriteBytes(filepath.Join(dir, name), text); err != nil {

@@ -3,10 +3,8 @@ package export
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"regexp"
 
-	"qlora/internal/atomicfile"
 	"qlora/internal/nf4"
 	"qlora/model/weights"
 )
@@ -81,12 +79,5 @@ func (s *Source) BNB(ctx context.Context, path string, double bool, maxShard int
 		entries = append(entries, parts...)
 		wrote.add(int64(t.Rows() * t.RowLen()))
 	}
-	return atomicfile.WriteDir(path, func(dir string) error {
-		for name, text := range files {
-			if err := atomicfile.WriteBytes(filepath.Join(dir, name), text); err != nil {
-				return err
-			}
-		}
-		return weights.WriteModel(dir, weights.PTMetadata, entries, maxShard)
-	})
+	return writeFolder(path, files, entries, maxShard)
 }

@@ -78,7 +78,7 @@ func NewBlend(adapters []*Adapter) *Blend {
 // settle lays out the shares that are in use behind n other parameters, and returns how many there are then. A module
 // gets no more than the highest rank, which Use never passes.
 func (w *blended) settle(n int, used func(share) bool) int {
-	w.lora.Modules, w.lora.Rank, w.places = w.lora.Modules[:0], 0, w.places[:0]
+	w.lora.Modules, w.lora.Width, w.places = w.lora.Modules[:0], 0, w.places[:0]
 	for part, shares := range w.parts {
 		rank := 0
 		var m module
@@ -92,7 +92,7 @@ func (w *blended) settle(n int, used func(share) bool) int {
 		}
 		o := ops.Module{Part: part, Rank: rank}
 		w.lora.Modules = append(w.lora.Modules, o)
-		w.lora.Rank += o.Width()
+		w.lora.Width += o.Width()
 		w.places = append(w.places, place{m.in, m.out, n, n + rank*m.in})
 		n += rank * (m.in + m.out)
 	}
@@ -128,10 +128,10 @@ func (b *Blend) Bind(params, _ ops.Tensor) {
 // Use makes the sum of the adapters, each times its weight, the one in use, and returns its parameters, at most Len.
 // The caller writes them to their place and binds them. On an error what was in use stays.
 func (b *Blend) Use(weights []float64) ([]float32, error) {
-	if len(weights) != len(b.Adapters) {
-		return nil, fmt.Errorf("lora: %d weights for %d adapters", len(weights), len(b.Adapters))
+	if err := checkWeights(b.Adapters, weights); err != nil {
+		return nil, err
 	}
-	if err := b.check(weights); err != nil {
+	if err := b.checkRanks(weights); err != nil {
 		return nil, err
 	}
 	used := func(s share) bool { return weights[s.adapter] != 0 }
@@ -154,13 +154,21 @@ func (b *Blend) Use(weights []float64) ([]float32, error) {
 	return params, nil
 }
 
-// check refuses weights that are no numbers, and sums whose rank the kernels do not hold.
-func (b *Blend) check(weights []float64) error {
+// checkWeights refuses weights that are not one number an adapter.
+func checkWeights(adapters []*Adapter, weights []float64) error {
+	if len(weights) != len(adapters) {
+		return fmt.Errorf("lora: %d weights for %d adapters", len(weights), len(adapters))
+	}
 	for i, w := range weights {
 		if math.IsNaN(w) || math.IsInf(w, 0) || math.Abs(w) > math.MaxFloat32 {
-			return fmt.Errorf("lora: the weight of %s is %v, which is not a finite number", b.Adapters[i].Name, w)
+			return fmt.Errorf("lora: the weight of %s is %v, which is not a finite number", adapters[i].Name, w)
 		}
 	}
+	return nil
+}
+
+// checkRanks refuses sums whose rank the kernels do not hold.
+func (b *Blend) checkRanks(weights []float64) error {
 	for _, layer := range b.layers {
 		for _, w := range layer {
 			if w == nil {

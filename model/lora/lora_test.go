@@ -152,10 +152,10 @@ func TestScaleAndPatterns(t *testing.T) {
 		t.Fatal(err)
 	}
 	qkv, down := set.At(0, ops.SlotQKV), set.At(1, ops.SlotDown)
-	if m := qkv.Modules; m[0].Rank != 8 || m[0].Scale != 4 || m[1].Rank != 4 || m[1].Scale != 1 || qkv.Rank != 8+8+8 {
+	if m := qkv.Modules; m[0].Rank != 8 || m[0].Scale != 4 || m[1].Rank != 4 || m[1].Scale != 1 || qkv.Width != 8+8+8 {
 		t.Errorf("qkv: %+v", qkv)
 	}
-	if down.Modules[0].Rank != 2 || down.Modules[0].Scale != 16 || set.At(0, ops.SlotDown).Rank != 8 {
+	if down.Modules[0].Rank != 2 || down.Modules[0].Scale != 16 || set.At(0, ops.SlotDown).Width != 8 {
 		t.Errorf("down: %+v", down)
 	}
 	rs, err := New(config(t, "mini"), Config{R: 4, Alpha: 16, RSLoRA: true, Targets: []string{"q_proj"}})

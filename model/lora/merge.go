@@ -2,7 +2,6 @@ package lora
 
 import (
 	"fmt"
-	"math"
 
 	"qlora/model/ops"
 )
@@ -22,11 +21,11 @@ type factor struct {
 
 // NewUpdate returns the sum of adapters, each times its weight. Those of weight 0 are left out.
 func NewUpdate(adapters []*Adapter, weights []float64) (*Update, error) {
+	if err := checkWeights(adapters, weights); err != nil {
+		return nil, err
+	}
 	u := &Update{factors: map[string][]factor{}}
 	for i, a := range adapters {
-		if w := weights[i]; math.IsNaN(w) || math.IsInf(w, 0) || math.Abs(w) > math.MaxFloat32 {
-			return nil, fmt.Errorf("lora: the weight of %s is %v, which is not a finite number", a.Name, w)
-		}
 		u.layers = len(a.Set.weights)
 		for _, m := range a.Set.modules {
 			if weights[i] == 0 {
@@ -105,7 +104,7 @@ func (u *Update) Factors(module string, least int) (rank int, a, b []float32) {
 	return rank, append(a, make([]float32, rank*in-len(a))...), b
 }
 
-// Rank is that of a module, Shape its input and output width.
+// Rank is that of a module, 0 where it does not change.
 func (u *Update) Rank(module string) (rank int) {
 	for _, f := range u.factors[module] {
 		rank += f.rank

@@ -77,7 +77,7 @@ func (s *Set) add(m module, o ops.Module) {
 	s.n += m.rank * (m.in + m.out)
 	s.modules = append(s.modules, m)
 	(*w).Modules = append((*w).Modules, o)
-	(*w).Rank += o.Width()
+	(*w).Width += o.Width()
 }
 
 // Len is the number of parameters.

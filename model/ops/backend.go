@@ -62,15 +62,15 @@ type Memory interface {
 
 // Dims bounds the shapes of a run, for WorkspaceBytes.
 type Dims struct {
-	T, S, N    int
-	C, F, V    int
-	H, Hk, D   int
-	Rank       int // the largest of a LoRA, of its modules together
-	ModuleRank int // the largest of a module
-	Context    int // positions a sequence of the KV cache, 0 without one
-	Training   bool
-	Quantized  bool // weights are NF4
-	Tile       int  // tokens of the feed-forward at a time; 0: all
+	T, S, N   int
+	C, F, V   int
+	H, Hk, D  int
+	Width     int // the largest of a LoRA
+	Rank      int // the largest of a module
+	Context   int // positions a sequence of the KV cache, 0 without one
+	Training  bool
+	Quantized bool // weights are NF4
+	Tile      int  // tokens of the feed-forward at a time; 0: all
 }
 
 // Rope is the table of rotary angles (Su et al., RoFormer, 2021): cos and sin (positions, D/2)
@@ -160,7 +160,7 @@ type GradJob struct {
 	LoRA *LoRA
 	Side Side
 	Wide Tensor // SideA: x (T,in), the module's input before dropout; SideB: dy (T,out) of the fused weight
-	Low  Tensor // SideA: du (T,Rank); SideB: u (T,Rank)
+	Low  Tensor // SideA: du (T,Width); SideB: u (T,Width)
 	Norm Norm   // SideA: where it is there, Wide is the norm's x, and xn is made of it again
 }
 

@@ -44,7 +44,7 @@ func (r *room) lora(kind WeightKind, in int, ranks []int, parts ...int) *LoRA {
 		}
 		l.Modules = append(l.Modules, Module{Part: p, Rank: rank, Scale: 2, Drop: 0.1, Stream: uint32(p),
 			A: r.t("A", F32, rank, in), B: r.t("B", F32, parts[p], rank), DA: r.t("dA", F32, rank, in), DB: r.t("dB", F32, parts[p], rank)})
-		l.Rank += l.Modules[len(l.Modules)-1].Width()
+		l.Width += l.Modules[len(l.Modules)-1].Width()
 	}
 	return l
 }
@@ -192,7 +192,7 @@ func TestChecksRefuse(t *testing.T) {
 		spoil    func(a *args)
 	}{
 		{"RMSNorm", "ops: RMSNorm: u (6,16) bfloat16 should be (6,24): the modules take 24 columns", func(a *args) { a.u = a.u.Slice("u", 0, tT, 16) }},
-		{"RMSNorm", "ops: RMSNorm: u is missing: a LoRA of rank 24 is given", func(a *args) { a.u = Tensor{} }},
+		{"RMSNorm", "ops: RMSNorm: u is missing: a LoRA of 24 columns is given", func(a *args) { a.u = Tensor{} }},
 		{"RMSNorm", "u (6,24) bfloat16 is given without a LoRA", func(a *args) { a.lQKV = nil }},
 		{"RMSNorm", "xn (6,31) bfloat16 should be (6,32): (T,C)", func(a *args) { a.xn = a.xn.Slice("xn", 0, tT, 31) }},
 		{"RMSNorm", `xn (5,32) bfloat16 "layer 3 xn" should be (6,32): (T,C)`, func(a *args) { a.xn = a.xn.Slice("layer 3 xn", 0, 5, 32) }},
@@ -205,10 +205,10 @@ func TestChecksRefuse(t *testing.T) {
 		{"RMSNorm", "module 1 of l: A (16,32) bfloat16 should be float32", func(a *args) { a.lQKV.Modules[1].A.DType = BF16 }},
 		{"RMSNorm", "module 0 of l: A (8,30) float32 should be (8,32): (R,in)", func(a *args) { a.lQKV.Modules[0].A.Shape = []int{8, 30} }},
 		{"RMSNorm", "module 0 of l has rank 65, not 1 to 64", func(a *args) { a.lQKV.Modules[0].Rank = 65 }},
-		{"RMSNorm", "l has Rank 23, but its modules take 24 columns", func(a *args) { a.lQKV.Rank = 23 }},
+		{"RMSNorm", "l has Width 23, but its modules take 24 columns", func(a *args) { a.lQKV.Width = 23 }},
 		{"RMSNorm", "module 0 of l has dropout 1", func(a *args) { a.lQKV.Modules[0].Drop = 1 }},
 		{"RMSNorm", "module 1 of l adapts part 0", func(a *args) { a.lQKV.Modules[1].Part = 0 }},
-		{"RMSNorm", "l has no modules", func(a *args) { a.lQKV.Modules, a.lQKV.Rank = nil, 0; a.u = a.u.Slice("u", 0, tT, 0) }},
+		{"RMSNorm", "l has no modules", func(a *args) { a.lQKV.Modules, a.lQKV.Width = nil, 0; a.u = a.u.Slice("u", 0, tT, 0) }},
 		{"RMSNorm", "ends outside its arena", func(a *args) { a.x.Off = 1 << 30 }},
 		{"Embed", "id 100 at index 2 is outside the 100 rows of the embedding table", func(a *args) { a.b.Host.IDs[2] = 100 }},
 		{"Embed", "table is missing", func(a *args) { a.table = nil }},

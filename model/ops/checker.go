@@ -7,11 +7,11 @@ import (
 	"strings"
 )
 
-// MaxRank bounds the rank of a module, MaxRanks the sum over the modules of a weight: what a tile
-// of u may take next to a tile of the product.
+// MaxRank bounds the rank of a module, MaxWidth the columns of a LoRA: what a tile of u may take
+// next to a tile of the product.
 const (
 	MaxRank  = 64
-	MaxRanks = 3 * MaxRank
+	MaxWidth = 3 * MaxRank
 )
 
 // checker gathers the first mistake in the arguments of one op, and the places of its tensors for
@@ -192,7 +192,7 @@ func (c *checker) whole(w WeightSpec) {
 	}
 }
 
-// low checks u or du (T,Rank) of l: both given, or both absent.
+// low checks u or du (T,Width) of l: both given, or both absent.
 func (c *checker) low(arg string, t Tensor, written bool, act DType, T int, l *LoRA) {
 	switch {
 	case c.err != nil:
@@ -200,11 +200,11 @@ func (c *checker) low(arg string, t Tensor, written bool, act DType, T int, l *L
 	case l == nil:
 		c.failf("%s is given without a LoRA", label(arg, t))
 	case t.Nil():
-		c.failf("%s is missing: a LoRA of rank %d is given", arg, l.Rank)
-	case len(t.Shape) == 2 && t.Shape[0] == T && t.Shape[1] != l.Rank:
-		c.failf("%s should be (%d,%d): the modules take %d columns", label(arg, t), T, l.Rank, l.Rank)
+		c.failf("%s is missing: a LoRA of %d columns is given", arg, l.Width)
+	case len(t.Shape) == 2 && t.Shape[0] == T && t.Shape[1] != l.Width:
+		c.failf("%s should be (%d,%d): the modules take %d columns", label(arg, t), T, l.Width, l.Width)
 	default:
-		c.tensor(arg, t, written, only(act), "(T,Rank)", []int{T, l.Rank})
+		c.tensor(arg, t, written, only(act), "(T,Width)", []int{T, l.Width})
 	}
 }
 
@@ -259,10 +259,10 @@ func (c *checker) modules(arg string, l *LoRA) {
 	case c.err != nil:
 	case sum == 0:
 		c.failf("%s has no modules: pass nil for a weight without LoRA", arg)
-	case sum > MaxRanks:
-		c.failf("%s has modules of %d columns, more than %d", arg, sum, MaxRanks)
-	case l.Rank != sum:
-		c.failf("%s has Rank %d, but its modules take %d columns", arg, l.Rank, sum)
+	case sum > MaxWidth:
+		c.failf("%s has modules of %d columns, more than %d", arg, sum, MaxWidth)
+	case l.Width != sum:
+		c.failf("%s has Width %d, but its modules take %d columns", arg, l.Width, sum)
 	}
 }
 

@@ -96,11 +96,11 @@ type Module struct {
 func (m *Module) Width() int { return (m.Rank + 7) &^ 7 }
 
 // LoRA is the adapters on one weight: some of its parts have a module, in part order. u and du
-// of the weight are (T, Rank): the modules' columns side by side.
+// of the weight are (T, Width): the modules' columns side by side.
 type LoRA struct {
 	Weight  WeightSpec // the weight adapted: its parts place each module's rows, its kind and head size their layout
 	Modules []Module
-	Rank    int    // columns of u and du: the modules' widths together
+	Width   int    // columns of u and du: the modules' widths together
 	Pack    Tensor // the backend's own form of A and B (LoRAPackBytes), written by PackLoRA
 }
 

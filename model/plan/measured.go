@@ -4,7 +4,10 @@ import (
 	_ "embed"
 	"encoding/json"
 	"math"
+	"slices"
 	"sync"
+
+	"github.com/montanaflynn/stats"
 )
 
 // Measured is what results/ says of the kernels, kept in measured.json: `go test ./model/plan -update` makes it anew, and a
@@ -87,11 +90,15 @@ func (m *Measured) attention(T float64, back bool) float64 {
 	return rate(all[len(all)-1])
 }
 
-// Accuracy is the median and the largest of the absolute errors of all runs.
+// Accuracy is the median and the largest of the absolute errors of all runs, 0 where there are none.
 func (m *Measured) Accuracy() (median, worst float64) {
 	var errs []float64
 	for _, r := range m.Runs {
 		errs = append(errs, math.Abs(r.Error()))
 	}
-	return medianOf(errs)
+	if len(errs) == 0 {
+		return 0, 0
+	}
+	median, _ = stats.Median(errs) // fails of none
+	return median, slices.Max(errs)
 }

@@ -3,19 +3,8 @@ package plan
 import (
 	"math"
 
-	"github.com/montanaflynn/stats"
-
 	"qlora/model/ops"
 )
-
-func medianOf(v []float64) (median, most float64) {
-	median, err := stats.Median(v)
-	if err != nil { // none
-		return 0, 0
-	}
-	most, _ = stats.Max(v)
-	return median, most
-}
 
 // Work is what the calls of an op came to.
 type Work struct {
@@ -76,11 +65,11 @@ func (m *Meter) busy(M, N int) float64 {
 	return best
 }
 
-func rankOf(l *ops.LoRA) float64 {
+func widthOf(l *ops.LoRA) float64 {
 	if l == nil {
 		return 0
 	}
-	return float64(l.Rank)
+	return float64(l.Width)
 }
 
 // pairs is the query-key pairs of causal attention in the batch, in whole tiles.
@@ -185,7 +174,7 @@ func (m *Meter) Embed(x ops.Tensor, _ ops.Weight, _ *ops.Batch) {
 // RMSNorm reads x and writes xn and u.
 func (m *Meter) RMSNorm(xn, _, _, x, _ ops.Tensor, _ float32, l *ops.LoRA, b *ops.Batch) {
 	T, C := float64(b.T), float64(x.Cols())
-	m.note("RMSNorm", 2*T*C*rankOf(l), float64(x.Bytes()+xn.Bytes()), 1, 1)
+	m.note("RMSNorm", 2*T*C*widthOf(l), float64(x.Bytes()+xn.Bytes()), 1, 1)
 }
 
 // Linear is a product, with LoRA's columns in its inner sum.
@@ -197,7 +186,7 @@ func (m *Meter) Linear(y, x ops.Tensor, w ops.Weight, _ ops.Tensor, l *ops.LoRA,
 	if !e.Residual.Nil() {
 		bytes += float64(y.Bytes())
 	}
-	m.note("Linear", 2*T*N*(K+rankOf(l)), bytes, m.busy(b.T, spec.Rows()), 1)
+	m.note("Linear", 2*T*N*(K+widthOf(l)), bytes, m.busy(b.T, spec.Rows()), 1)
 }
 
 // Attention is two products of every pair.
@@ -221,7 +210,7 @@ func (m *Meter) LinearBack(dx, dy ops.Tensor, w ops.Weight) {
 // RMSNormBack reads x, dxn and dres and writes dx.
 func (m *Meter) RMSNormBack(dx, _, _, dxn, _, _, x, _, _ ops.Tensor, in, out *ops.LoRA, b *ops.Batch) {
 	T, C := float64(b.T), float64(x.Cols())
-	m.note("RMSNormBack", 2*T*C*(rankOf(in)+rankOf(out)), float64(2*dx.Bytes()+dxn.Bytes()+x.Bytes()), 1, 1)
+	m.note("RMSNormBack", 2*T*C*(widthOf(in)+widthOf(out)), float64(2*dx.Bytes()+dxn.Bytes()+x.Bytes()), 1, 1)
 }
 
 // AttentionBack is five products of every pair.
@@ -232,14 +221,14 @@ func (m *Meter) AttentionBack(dqkv, _, do, _, o, _, qkv ops.Tensor, h ops.Heads,
 // SwiGLUBack reads gate, up and dact and writes dgate and dup.
 func (m *Meter) SwiGLUBack(gateup, _, dact, _, _ ops.Tensor, down, gu *ops.LoRA, b *ops.Batch) {
 	T, F := float64(b.T), float64(dact.Cols())
-	m.note("SwiGLUBack", 4*T*F*(rankOf(down)+rankOf(gu)), float64(2*gateup.Bytes()+dact.Bytes()), 1, 1)
+	m.note("SwiGLUBack", 4*T*F*(widthOf(down)+widthOf(gu)), float64(2*gateup.Bytes()+dact.Bytes()), 1, 1)
 }
 
 // LoRAGrad reads the wide operand of each job.
 func (m *Meter) LoRAGrad(jobs []ops.GradJob, b *ops.Batch) {
 	flops, bytes := 0.0, 0.0
 	for _, j := range jobs {
-		flops += 2 * float64(b.T) * float64(j.Wide.Cols()) * float64(j.LoRA.Rank)
+		flops += 2 * float64(b.T) * float64(j.Wide.Cols()) * float64(j.LoRA.Width)
 		bytes += float64(j.Wide.Bytes())
 	}
 	m.note("LoRAGrad", flops, bytes, 1, 1)

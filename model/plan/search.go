@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 
 	"qlora/model/memory"
 	"qlora/model/ops"
@@ -51,16 +50,11 @@ func GiB(bytes int64) string { return fmt.Sprintf("%.2f GiB", float64(bytes)/(1<
 
 // NoFit is a run that no way of keeping less brings within its budget.
 type NoFit struct {
-	Need, Budget int64    // the least that it takes
-	Nearest      []string // configurations that fit
+	Need, Budget int64 // the least that it takes, and what there is
 }
 
 func (e *NoFit) Error() string {
-	s := fmt.Sprintf("the run takes at least %s, and %s is there for it", GiB(e.Need), GiB(e.Budget))
-	if len(e.Nearest) > 0 {
-		s += "; what fits: " + strings.Join(e.Nearest, "; ")
-	}
-	return s
+	return fmt.Sprintf("the run takes at least %s, and %s is there for it", GiB(e.Need), GiB(e.Budget))
 }
 
 // with is the options with a way of keeping less.
@@ -139,17 +133,21 @@ func (r *Request) frugal() qwen2.Saving {
 	return s
 }
 
-// candidates are the ways that are tried: each a base, and a number of layers, the first ones, that is raised until the run
-// fits. A base is tried with nothing raised too.
-func (r *Request) candidates() (bases []qwen2.Saving, raise []func(s *qwen2.Saving, n int)) {
+// candidate is a way that is tried: a base, and what makes it keep less of the first n layers, n raised until the run fits;
+// nil: only the base.
+type candidate struct {
+	base  qwen2.Saving
+	raise func(s *qwen2.Saving, n int)
+}
+
+func (r *Request) candidates() []candidate {
+	var all []candidate
 	L, training := r.Src.Config.NumHiddenLayers, r.Options.Training
 	embeddings := []bool{false}
 	if r.HostBudget > 0 && !r.Src.Config.TieWordEmbeddings {
 		embeddings = append(embeddings, true)
 	}
-	add := func(s qwen2.Saving, f func(s *qwen2.Saving, n int)) {
-		bases, raise = append(bases, s), append(raise, f)
-	}
+	add := func(s qwen2.Saving, raise func(s *qwen2.Saving, n int)) { all = append(all, candidate{s, raise}) }
 	gateUp := func(s *qwen2.Saving, n int) { s.GateUp = n }
 	whole := func(s *qwen2.Saving, n int) { s.Whole = n }
 	offload := func(s *qwen2.Saving, n int) { s.Offload = n }
@@ -179,7 +177,7 @@ func (r *Request) candidates() (bases []qwen2.Saving, raise []func(s *qwen2.Savi
 			}
 		}
 	}
-	return bases, raise
+	return all
 }
 
 // alike is how near two times must be for the host memory of the two ways to decide: pinning it takes time too, and others
@@ -187,16 +185,15 @@ func (r *Request) candidates() (bases []qwen2.Saving, raise []func(s *qwen2.Savi
 const alike = 1.01
 
 // Choose finds the way of keeping less that costs the least time of those that fit; of ways that cost about the same, that
-// which takes the least of the host's memory. Where nothing fits the error is a *NoFit, whose Nearest the caller may fill.
+// which takes the least of the host's memory. Where nothing fits the error is a *NoFit.
 func Choose(r Request) (*Choice, error) {
 	if err := r.possible(); err != nil {
 		return nil, err
 	}
 	var all []*Choice
 	fastest := math.Inf(1)
-	bases, raise := r.candidates()
-	for i, s := range bases {
-		c, err := r.smallest(s, raise[i])
+	for _, way := range r.candidates() {
+		c, err := r.smallest(way)
 		if err != nil {
 			return nil, err
 		}
@@ -218,33 +215,30 @@ func Choose(r Request) (*Choice, error) {
 	return best, r.explain(best)
 }
 
-// possible is a *NoFit where not even the most frugal way fits.
+// possible is a *NoFit where not even the most frugal way fits on the card. What it takes of the host is no matter: less may
+// be offloaded.
 func (r *Request) possible() error {
-	card, host, err := r.least(r.frugal())
-	switch {
-	case err != nil:
-		return err
-	case r.Budget > 0 && card > r.Budget:
+	card, _, err := r.least(r.frugal())
+	if err == nil && r.Budget > 0 && card > r.Budget {
 		return &NoFit{Need: card, Budget: r.Budget}
-	case r.Budget > 0 && host > r.HostBudget:
-		return nil // less of it may be offloaded
 	}
-	return nil
+	return err
 }
 
 // smallest raises a base as little as it takes; nil where it does not fit.
-func (r *Request) smallest(s qwen2.Saving, raise func(*qwen2.Saving, int)) (*Choice, error) {
+func (r *Request) smallest(way candidate) (*Choice, error) {
 	at := func(n int) qwen2.Saving {
-		t := s
-		if raise != nil && n > 0 {
-			raise(&t, n)
+		s := way.base
+		if n > 0 {
+			way.raise(&s, n)
 		}
-		return t
+		return s
 	}
-	lo, hi := 0, 0 // fits at hi, if anywhere
-	if raise != nil {
-		hi = r.Src.Config.NumHiddenLayers
+	most := 0
+	if way.raise != nil {
+		most = r.Src.Config.NumHiddenLayers
 	}
+	lo, hi := 0, most // fits at hi, if anywhere
 	if ok, err := r.fits(at(hi)); err != nil || !ok {
 		return nil, err
 	}
@@ -260,11 +254,7 @@ func (r *Request) smallest(s qwen2.Saving, raise func(*qwen2.Saving, int)) (*Cho
 			lo = mid + 1
 		}
 	}
-	top := 0
-	if raise != nil {
-		top = r.Src.Config.NumHiddenLayers
-	}
-	for n := hi; n <= top; n++ { // a layout may lose a little between buffers
+	for n := hi; n <= most; n++ { // a layout may lose a little between buffers
 		c, err := r.exact(at(n))
 		if err != nil {
 			return nil, err

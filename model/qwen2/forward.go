@@ -14,7 +14,7 @@ func (m *Model) rows(t ops.Tensor) ops.Tensor {
 }
 
 // at views a layer's activations at the length of the batch. A weight without adapters has no u and du; those of one
-// with adapters are as wide as their rank, which may be less than what there is room for.
+// with adapters are as wide as its modules, which may be less than what there is room for.
 func (m *Model) at(l int) saved {
 	s := m.saved[l]
 	for _, k := range []*kept{&s.forward, &s.backward, &s.host} {
@@ -28,7 +28,7 @@ func (m *Model) at(l int) saved {
 			if a == nil || t.Nil() {
 				*t = ops.Tensor{}
 			} else {
-				*t = t.Slice(t.Name, 0, m.Batch.T, a.Rank)
+				*t = t.Slice(t.Name, 0, m.Batch.T, a.Width)
 			}
 		}
 	}

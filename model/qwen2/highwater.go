@@ -77,7 +77,7 @@ func (m *Model) HighWater() ([]Mark, error) {
 	for i, b := range m.Plan.Buffers {
 		marks[i].Buffer = b
 		for end := b.Bytes; end > 0 && marks[i].Written == 0; {
-			at := max(end-1, 0) / markPiece * markPiece
+			at := (end - 1) / markPiece * markPiece
 			some := raw[:end-at]
 			if err := m.b.Read(some, m.piece(i, at, end-at)); err != nil {
 				return nil, err

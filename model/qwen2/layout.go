@@ -93,15 +93,15 @@ func (m *Model) layout() *layout {
 
 	c, o, last := m.Config, m.opt, m.end()
 	l.add(&l.block, "batch", memory.IO, ops.I32, 0, last, ops.BatchWords(o.MaxT, o.MaxS, o.MaxN))
-	rank, moduleRank := 0, 0
+	width, rank := 0, 0
 	for _, a := range m.adapters() {
-		rank = max(rank, a.Rank)
+		width = max(width, a.Width)
 		for i := range a.Modules {
-			moduleRank = max(moduleRank, a.Modules[i].Rank)
+			rank = max(rank, a.Modules[i].Rank)
 		}
 	}
 	l.dims = ops.Dims{T: o.MaxT, S: o.MaxS, N: o.MaxN, C: c.HiddenSize, F: c.IntermediateSize, V: c.VocabSize,
-		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Rank: rank, ModuleRank: moduleRank, Context: o.Context, Training: o.Training,
+		H: m.heads.H, Hk: m.heads.Hk, D: m.heads.D, Width: width, Rank: rank, Context: o.Context, Training: o.Training,
 		Quantized: l.quantized(), Tile: o.Saving.Tile}
 	l.add(&l.workspace, "workspace", memory.Workspace, ops.U8, 0, last, int(m.sizes.WorkspaceBytes(l.dims)))
 	return l
@@ -251,9 +251,9 @@ func (m *Model) adapterActivations(l *layout, i, attn, attnEnd, mlp, mlpEnd int)
 		case ops.SlotDown: // du of down is written one layer up, or by the head
 			first, last, duFirst = mlp, mlpEnd, mlpEnd-1
 		}
-		l.add(&m.saved[i].u[slot], "u", memory.Activations, act, first, last, t, a.Rank)
+		l.add(&m.saved[i].u[slot], "u", memory.Activations, act, first, last, t, a.Width)
 		if m.opt.Training {
-			l.add(&m.saved[i].du[slot], "du", memory.Activations, act, duFirst, last, t, a.Rank)
+			l.add(&m.saved[i].du[slot], "du", memory.Activations, act, duFirst, last, t, a.Width)
 		}
 	}
 }

@@ -68,7 +68,7 @@ func encodeF32(dst []byte, src []float32) int {
 func encodeBF16(dst []byte, src []float32) int {
 	for i, v := range src {
 		b := bf16Bytes(v)
-		if notFinite(v) || uint16(b[1])<<8|uint16(b[0])&0x7f80 == 0x7f80 { // rounded up to infinity
+		if notFinite(v) || b[1]&0x7f == 0x7f && b[0]&0x80 != 0 { // rounded up to infinity
 			return i
 		}
 		dst[2*i], dst[2*i+1] = b[0], b[1]

@@ -78,7 +78,7 @@ func TestEncodeRefuses(t *testing.T) {
 		d     DType
 		value float32
 	}{
-		{F32, nan}, {F32, -inf}, {F16, inf}, {F16, 65520}, {F16, nan}, {BF16, nan}, {BF16, 3.4e38}, {Q8_0, nan}, {Q8_0, inf}, {Q8_0, 1e8}, {Q4_0, -inf}, {Q4_0, nan}, {Q4_0, 6e5},
+		{F32, nan}, {F32, -inf}, {F16, inf}, {F16, 65520}, {F16, nan}, {BF16, nan}, {BF16, 3.4e38}, {BF16, -3.4e38}, {Q8_0, nan}, {Q8_0, inf}, {Q8_0, 1e8}, {Q4_0, -inf}, {Q4_0, nan}, {Q4_0, 6e5},
 	} {
 		src := make([]float32, 64)
 		src[40] = c.value

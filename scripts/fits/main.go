@@ -5,13 +5,16 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -50,6 +53,7 @@ func run(readme, results string) error {
 // fit is a run that was measured: memory.json of its folder.
 type fit struct {
 	Card, Name, Commit string `json:"-"`
+	budget             int    // MiB
 
 	Model   string `json:"model"`
 	Weights string `json:"weights"`
@@ -69,7 +73,7 @@ type fit struct {
 	Predicted    float64 `json:"predicted_tokens_per_second"`
 }
 
-// read finds the newest of each run on each card, in order of cards and of the memory they took.
+// read finds the newest of each run on each card, in the order of the table: by card, model, weights, row and budget.
 func read(results string) ([]fit, error) {
 	files, err := filepath.Glob(filepath.Join(results, "*", "*", "fits", "*.json"))
 	if err != nil {
@@ -86,51 +90,70 @@ func read(results string) ([]fit, error) {
 		if err := json.Unmarshal(text, &f); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
+		if f.TokensPerSec == 0 || f.Process == 0 || f.Budget == "" { // it compares, or loads
+			continue
+		}
+		mib, whole := strings.CutSuffix(f.Budget, "MiB")
+		if f.budget, err = strconv.Atoi(mib); err != nil || !whole {
+			return nil, fmt.Errorf("%s: vram_budget %q is not in MiB, as scripts/gpu-check.sh gives it", name, f.Budget)
+		}
 		run := filepath.Dir(filepath.Dir(name))
 		f.Card, f.Commit, f.Name = filepath.Base(filepath.Dir(run)), filepath.Base(run), strings.TrimSuffix(filepath.Base(name), ".json")
-		if f.TokensPerSec > 0 && f.Process > 0 && f.Budget != "" { // the others compare, or load
-			newest[[2]string{f.Card, f.Name}] = f
-		}
+		newest[[2]string{f.Card, f.Name}] = f
 	}
-	var all []fit
-	for _, f := range newest {
-		all = append(all, f)
-	}
-	slices.SortFunc(all, func(a, b fit) int {
-		return strings.Compare(a.Card+a.Model+a.Weights+fmt.Sprintf("%09d%020d", a.Row, a.Process), b.Card+b.Model+b.Weights+fmt.Sprintf("%09d%020d", b.Row, b.Process))
-	})
-	return all, nil
+	return slices.SortedFunc(maps.Values(newest), func(a, b fit) int {
+		return cmp.Or(cmp.Compare(a.Card, b.Card), cmp.Compare(a.size(), b.size()), cmp.Compare(a.Model, b.Model), cmp.Compare(a.Weights, b.Weights),
+			cmp.Compare(a.Row, b.Row), cmp.Compare(a.budget, b.budget), cmp.Compare(a.Name, b.Name))
+	}), nil
 }
 
+// size is the number of parameters in a model's name, in 10^9: 7 of random/qwen2.5-7b; 0 where there is none.
+func (f fit) size() float64 {
+	_, size, _ := strings.Cut(filepath.Base(f.Model), "-")
+	n, _ := strconv.ParseFloat(strings.TrimSuffix(size, "b"), 64)
+	return n
+}
+
+// table has the runs of each card, and below them where they lie.
 func table(runs []fit) string {
 	if len(runs) == 0 {
 		return "Not measured yet: `scripts/gpu-check.sh memory long` does, and `make fits` writes its table here."
 	}
 	var t strings.Builder
-	t.WriteString("| model, weights | tokens a row | process, GiB | its block, GiB | host, GiB | made again or kept elsewhere | tokens/s | predicted | on |\n")
-	t.WriteString("|---|---|---|---|---|---|---|---|---|\n")
 	gib := func(n int64) string { return fmt.Sprintf("%.2f", float64(n)/(1<<30)) }
-	for _, f := range runs {
-		fmt.Fprintf(&t, "| %s, %s | %d | %s | %s | %s | %s | %.0f | %.0f | [%s](results/%s/%s) |\n", strings.TrimPrefix(f.Model, "random/"), f.Weights, f.Row,
-			gib(f.Process), gib(f.Block), gib(f.Host), f.keeps(), f.TokensPerSec, f.Predicted, f.Card, f.Card, f.Commit)
+	for len(runs) > 0 {
+		card := runs[0].Card
+		t.WriteString("| model, weights | tokens a row | within, GiB | process | its block | host | kept less of | tokens/s | predicted |\n")
+		t.WriteString("|:---|---:|---:|---:|---:|---:|:---|---:|---:|\n")
+		var rows, folders []string
+		for len(runs) > 0 && runs[0].Card == card {
+			f := runs[0]
+			rows = append(rows, fmt.Sprintf("| %s, %s | %d | %s | %s | %s | %s | %s | %.0f | %.0f |\n", strings.TrimPrefix(f.Model, "random/"), f.Weights, f.Row,
+				strings.TrimSuffix(gib(int64(f.budget)<<20), ".00"), gib(f.Process), gib(f.Block), gib(f.Host), f.keeps(), f.TokensPerSec, f.Predicted))
+			folders = append(folders, fmt.Sprintf("[%s](results/%s/%s)", f.Commit, card, f.Commit))
+			runs = runs[1:]
+		}
+		slices.Sort(folders)
+		t.WriteString(strings.Join(slices.Compact(rows), ""))
+		fmt.Fprintf(&t, "\nOn %s: %s.\n\n", card, strings.Join(slices.Compact(folders), ", "))
 	}
-	return strings.TrimSuffix(t.String(), "\n")
+	return strings.TrimSuffix(t.String(), "\n\n")
 }
 
 // keeps says what a run kept less of.
 func (f fit) keeps() string {
 	var parts []string
 	if f.Keeps.Table {
-		parts = append(parts, "embedding table in host memory")
+		parts = append(parts, "embedding in host memory")
 	}
 	if f.Keeps.GateUp > 0 {
-		parts = append(parts, fmt.Sprintf("gate, up of %d layers", f.Keeps.GateUp))
+		parts = append(parts, fmt.Sprintf("gate and up of %d layers", f.Keeps.GateUp))
 	}
 	if f.Keeps.Tile > 0 {
-		parts = append(parts, fmt.Sprintf("tiles of %d", f.Keeps.Tile))
+		parts = append(parts, fmt.Sprintf("feed-forward by %d tokens", f.Keeps.Tile))
 	}
 	if f.Keeps.Whole > 0 {
-		parts = append(parts, fmt.Sprintf("%d whole layers", f.Keeps.Whole))
+		parts = append(parts, fmt.Sprintf("%d layers whole", f.Keeps.Whole))
 	}
 	if f.Keeps.Offload > 0 {
 		parts = append(parts, fmt.Sprintf("%d layers in host memory", f.Keeps.Offload))

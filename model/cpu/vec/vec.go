@@ -114,9 +114,6 @@ func Dot(x, y []float32) float32 {
 	return sum
 }
 
-// SumSquares returns Σ x[i]².
-func SumSquares(x []float32) float32 { return Dot(x, x) }
-
 // Max returns the largest x[i], -Inf if there is none. With a NaN among them the result is a value of x or NaN.
 func Max(x []float32) float32 {
 	n := len(x) &^ (block - 1)

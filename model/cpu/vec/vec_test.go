@@ -178,7 +178,7 @@ func TestReductions(t *testing.T) {
 			}
 			roundings := 2 + math.Sqrt(float64(n))
 			closeTo(t, fmt.Sprint("Dot n=", n), Dot(x, y), dot, size, roundings)
-			closeTo(t, fmt.Sprint("SumSquares n=", n), SumSquares(x), squares, squares, roundings)
+			closeTo(t, fmt.Sprint("Dot with itself n=", n), Dot(x, x), squares, squares, roundings)
 			if got := Max(x); float64(got) != top {
 				t.Fatalf("Max n=%d: got %v, want %v", n, got, top)
 			}

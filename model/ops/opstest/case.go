@@ -116,10 +116,10 @@ func patterns(i, n int) adapters {
 
 func segmentsFor(i, T int) int { return min([]int{1, 2, 7}[i%3], T) }
 
-func (c *Case) dims(m modelShape, h ops.HostBatch, rank int) {
+func (c *Case) dims(m modelShape, h ops.HostBatch, width int) {
 	c.plan.host = h
 	c.plan.dims = ops.Dims{T: len(h.IDs), S: len(h.SegStart) - 1, N: max(len(h.Rows), 1), C: m.C, F: m.F, V: m.V,
-		H: m.h.H, Hk: m.h.Hk, D: m.h.D, Rank: rank, ModuleRank: min(rank, ops.MaxRank), Training: true}
+		H: m.h.H, Hk: m.h.Hk, D: m.h.D, Width: width, Rank: min(width, ops.MaxRank), Training: true}
 }
 
 // newCase names a case and sets its bounds.

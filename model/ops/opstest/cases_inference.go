@@ -114,7 +114,7 @@ func sampleCases() []Case {
 	var all []Case
 	add := func(name string, n, V int, a ops.SampleArgs) {
 		c := Case{Op: "Sample", Name: "Sample/" + name + " N" + count(n) + " V" + count(V), FLOPs: 4 * sum(n) * sum(V), Bytes: 4 * sum(n) * sum(V)}
-		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: n, S: n, N: n, C: 8, F: 8, V: V, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: n, S: n, N: n, C: 8, F: 8, V: V, H: 1, Hk: 1, D: 8, Width: 1}}
 		for i := range n {
 			a.Context = append(a.Context, []int32{int32(i % V), int32((i*7 + 3) % V), int32(i % V)})
 			a.Sequence = append(a.Sequence, uint32(i))
@@ -148,7 +148,7 @@ func nf4Cases() []Case {
 		if double {
 			c.Name += " double"
 		}
-		c.plan = plan{name: c.Name, plain: true, flat: n, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 1 + n/8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, flat: n, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 1 + n/8, V: 8, H: 1, Hk: 1, D: 8, Width: 1}}
 		c.plan.wire = func(r *rig) func() {
 			src := r.in("src", func(i int) float64 { return math.Sin(float64(i)*1.7) * float64(1+i/64%7) }, n)
 			dst := r.out("dst", byProduct, n)

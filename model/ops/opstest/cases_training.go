@@ -44,7 +44,7 @@ func (r *rig) lowOf(name string, T int, l *ops.LoRA, x, w, rho ops.Tensor) ops.T
 	if l == nil || r.sizing || r.timing {
 		return r.lowIn(name, T, l)
 	}
-	return r.in(name, values(lowRank(&r.host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Rank)
+	return r.in(name, values(lowRank(&r.host, l, r.factors(l), r.normed(x, w, rho), precise)), T, l.Width)
 }
 
 // normed is x·rho·w.
@@ -348,7 +348,7 @@ func optimizerCases() []Case {
 	var all []Case
 	grad := func(n int, scale float64) {
 		c := Case{Op: "GradNorm", Name: "GradNorm/" + count(n), Size: Small, FLOPs: 2 * sum(n), Bytes: 4 * sum(n)}
-		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Width: 1}}
 		c.Size, c.plan.flat = flatSize(n), n
 		c.plan.wire = func(r *rig) func() {
 			g := r.inState("grads", normal("grads", scale), n)
@@ -360,7 +360,7 @@ func optimizerCases() []Case {
 	adam := func(n, step int, maxNorm float64, groups ...ops.LRGroup) {
 		c := Case{Op: "AdamW", Name: "AdamW/" + count(n), FLOPs: 12 * sum(n), Bytes: 28 * sum(n), Size: flatSize(n)}
 		c.Name += " step " + count(step) + " groups " + count(len(groups))
-		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Rank: 1}}
+		c.plan = plan{name: c.Name, plain: true, dims: ops.Dims{T: 1, S: 1, N: 1, C: 8, F: 8, V: 8, H: 1, Hk: 1, D: 8, Width: 1}}
 		c.plan.wire = func(r *rig) func() {
 			p := r.updateState("params", byElement, normal("params", 1), n)
 			m := r.updateState("m", byElement, normal("m", 0.1), n)

@@ -70,7 +70,7 @@ func newDecoder(r *rig, m modelShape, L int, a decoderLoRA, T, N int, embeds boo
 			l     *ops.LoRA
 		}{{&y.uqkv, &y.duqkv, "uqkv", y.lqkv}, {&y.uo, &y.duo, "uo", y.lo}, {&y.ugu, &y.dugu, "ugu", y.lgu}, {&y.udown, &y.dudown, "udown", y.ldown}} {
 			if low.l != nil {
-				*low.u, *low.du = act(n(low.name), low.l.Rank), act(n("d"+low.name), low.l.Rank)
+				*low.u, *low.du = act(n(low.name), low.l.Width), act(n("d"+low.name), low.l.Width)
 			}
 		}
 		d.layers = append(d.layers, y)

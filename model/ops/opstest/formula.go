@@ -176,7 +176,7 @@ func (r *rig) addLoRA(y []float64, l *ops.LoRA, u []float64) {
 		m := &l.Modules[i]
 		row := l.Row(i, l.Weight.Parts)
 		for t := range len(y) / out {
-			low := u[t*l.Rank+l.Col(i):][:m.Rank]
+			low := u[t*l.Width+l.Col(i):][:m.Rank]
 			for j := range l.Weight.Parts[m.Part] {
 				y[t*out+row+j] += dot(low, b[i][j*m.Rank:])
 			}

@@ -184,7 +184,7 @@ func (r *rig) against(name string, weights []float64) float64 { return dot(r.get
 func slopes(l *ops.LoRA, du []float64) []float64 {
 	g := make([]float64, len(du))
 	for i := range l.Modules {
-		for t := 0; t < len(du); t += l.Rank {
+		for t := 0; t < len(du); t += l.Width {
 			for c := l.Col(i); c < l.Col(i)+l.Modules[i].Rank; c++ {
 				g[t+c] = du[t+c] / float64(l.Modules[i].Scale)
 			}

@@ -39,7 +39,7 @@ func (m *machine) order(spec ops.WeightSpec, weight ops.DType) ([]int, error) {
 	spec.Name, spec.Cols, spec.DType, spec.Bias, spec.Back = "counting", nf4.Block, weight, true, false
 	perm := make([]int, spec.Rows())
 	for digit := range 2 {
-		p := &plan{host: batch(1, 1, 0, 1), dims: ops.Dims{T: 1, S: 1, N: 1, C: spec.Cols, F: spec.Rows(), V: 1, H: 1, Hk: 1, D: 2, Rank: 1}}
+		p := &plan{host: batch(1, 1, 0, 1), dims: ops.Dims{T: 1, S: 1, N: 1, C: spec.Cols, F: spec.Rows(), V: 1, H: 1, Hk: 1, D: 2, Width: 1}}
 		p.wire = func(r *rig) func() {
 			x, y := r.in("x", constant(0), 1, spec.Cols), r.place("y", output, r.act, 1, spec.Rows()).Tensor
 			mem := r.place("counting", scratch, ops.U8, int(r.b.WeightBytes(spec)))

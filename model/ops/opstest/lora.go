@@ -46,7 +46,7 @@ func (r *rig) lora(name string, spec ops.WeightSpec, a adapters, s sides) *ops.L
 	if r.store == ops.BF16 {
 		like = ops.BF16 // what a card multiplies with
 	}
-	l := &ops.LoRA{Weight: spec, Rank: a.rank()}
+	l := &ops.LoRA{Weight: spec, Width: a.rank()}
 	factor := func(name string, scale float64, rows, cols int) ops.Tensor {
 		return r.tensor(name, input, r.state, like, normal(name, scale), rows, cols).Tensor
 	}
@@ -82,14 +82,14 @@ func (r *rig) lowIn(name string, T int, l *ops.LoRA) ops.Tensor {
 	if l == nil {
 		return ops.Tensor{}
 	}
-	return r.in(name, nil, T, l.Rank)
+	return r.in(name, nil, T, l.Width)
 }
 
 func (r *rig) lowOut(name string, T int, l *ops.LoRA) ops.Tensor {
 	if l == nil {
 		return ops.Tensor{}
 	}
-	return r.out(name, byProduct, T, l.Rank)
+	return r.out(name, byProduct, T, l.Width)
 }
 
 // plain, qkv and gateUp are the specs of the three kinds of weights.

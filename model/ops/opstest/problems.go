@@ -183,10 +183,10 @@ func (r *rig) sumsB(into map[string][]float64, l *ops.LoRA, dy, u []float64) {
 		m := &l.Modules[i]
 		sum := append([]float64(nil), r.byName[m.DB.Name].values...)
 		row := l.Row(i, l.Weight.Parts)
-		for t := range len(u) / l.Rank {
+		for t := range len(u) / l.Width {
 			for j := range m.B.Dim(0) {
 				for c := range m.Rank {
-					sum[j*m.Rank+c] += dy[t*out+row+j] * u[t*l.Rank+l.Col(i)+c]
+					sum[j*m.Rank+c] += dy[t*out+row+j] * u[t*l.Width+l.Col(i)+c]
 				}
 			}
 		}
@@ -204,7 +204,7 @@ func gradProblem(a adapters, normed bool) problem {
 		x, scale, xn, rho := r.in("x", nil, T, m.C), r.in("scale", nil, m.C), r.out("xn", byElement, T, m.C), r.outState("rho", byElement, T)
 		u, du := r.lowOut("u", T, l), r.lowIn("du", T, l)
 		dy, y := r.wide("dy", input, byProduct, nil, T, spec), r.wide("y", output, byProduct, nil, T, spec)
-		fixed := r.in("u fixed", nil, T, l.Rank)
+		fixed := r.in("u fixed", nil, T, l.Width)
 		var g gradients
 		for _, m := range l.Modules {
 			g.pairs = append(g.pairs, pair{m.A.Name, m.DA.Name, true}, pair{m.B.Name, m.DB.Name, true})

@@ -28,7 +28,7 @@ func mask(h *ops.HostBatch, m *ops.Module, t, c int) float64 {
 // lowRank is u = s·dropout(x)·Aᵀ (T,Rank), x (T,in); a holds A of each module.
 func lowRank(h *ops.HostBatch, l *ops.LoRA, a [][]float64, x []float64, rnd rounding) []float64 {
 	in, T := l.Weight.Cols, len(h.IDs)
-	u := make([]float64, T*l.Rank)
+	u := make([]float64, T*l.Width)
 	for i := range l.Modules {
 		m := &l.Modules[i]
 		kept := make([]float64, in)
@@ -37,7 +37,7 @@ func lowRank(h *ops.HostBatch, l *ops.LoRA, a [][]float64, x []float64, rnd roun
 				kept[c] = mask(h, m, t, c) * x[t*in+c]
 			}
 			for r := range m.Rank {
-				u[t*l.Rank+l.Col(i)+r] = rnd(float64(m.Scale) * dot(kept, a[i][r*in:]))
+				u[t*l.Width+l.Col(i)+r] = rnd(float64(m.Scale) * dot(kept, a[i][r*in:]))
 			}
 		}
 	}
@@ -54,7 +54,7 @@ func lowRankBack(h *ops.HostBatch, l *ops.LoRA, a [][]float64, du []float64) []f
 			for c := range in {
 				sum := 0.0
 				for r := range m.Rank {
-					sum += du[t*l.Rank+l.Col(i)+r] * a[i][r*in+c]
+					sum += du[t*l.Width+l.Col(i)+r] * a[i][r*in+c]
 				}
 				dx[t*in+c] += mask(h, m, t, c) * sum
 			}
@@ -183,7 +183,7 @@ func dot(a, b []float64) float64 {
 func upRankBack(l *ops.LoRA, b [][]float64, dy []float64, rnd rounding) []float64 {
 	out := l.Weight.Rows()
 	T := len(dy) / out
-	du := make([]float64, T*l.Rank)
+	du := make([]float64, T*l.Width)
 	for i := range l.Modules {
 		m := &l.Modules[i]
 		row, rows := l.Row(i, l.Weight.Parts), l.Weight.Parts[m.Part]
@@ -193,7 +193,7 @@ func upRankBack(l *ops.LoRA, b [][]float64, dy []float64, rnd rounding) []float6
 				for j := range rows {
 					sum += dy[t*out+row+j] * b[i][j*m.Rank+r]
 				}
-				du[t*l.Rank+l.Col(i)+r] = rnd(float64(m.Scale) * sum)
+				du[t*l.Width+l.Col(i)+r] = rnd(float64(m.Scale) * sum)
 			}
 		}
 	}
