@@ -93,7 +93,7 @@ constexpr int attention_delta_threads = 128, attention_delta_heads = 2;  // 4 wa
 /* Block (half of a tile, heads) completes dO and makes delta and lse2, a warp 16 rows: lane 4i + q has columns 8q.. and
 32 + 8q.. of rows i and i + 8, in chunks of 64. */
 template <int D>
-__global__ void __launch_bounds__(attention_delta_threads, 3)
+__global__ void __launch_bounds__(attention_delta_threads, arch_from_100 ? 2 : 3)
     attention_delta_kernel(const __grid_constant__ attention_problem p, const __grid_constant__ attention_work w,
                            const __grid_constant__ attention_lora add) {
   take_turn();

@@ -33,6 +33,13 @@ QK_DEVICE void take_turn() {
   start_next_kernel();
 }
 
+/* Whether code is compiled for cards from sm_100 on, for which the compiler takes a few more registers for the same kernel. */
+#if __CUDA_ARCH__ >= 1000
+constexpr bool arch_from_100 = true;
+#else
+constexpr bool arch_from_100 = false;
+#endif
+
 /* Asks for the line that holds p, which a load finds in the second-level cache soon. The line may be one that the kernel before
 this one writes: that cache has the newest of everything. */
 QK_DEVICE void prefetch_line(const void *p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }

@@ -6,9 +6,9 @@ could never fail. Compiled for the gate alone; never linked. */
 extern "C" {
 
 __global__ void canary_local(float *x, int i) {
-  float a[64];
-  for (int k = 0; k < 64; k++) a[k] = x[k] * x[k + i];
-  x[0] = a[i] + a[i ^ 1];  // a run-time index keeps the array out of registers
+  float a[64] = {};
+  for (int k = 0; k < 64; k++) a[i * k & 63] += x[k];  // an index known at run time alone keeps the array out of registers
+  x[0] = a[i & 63] + a[(i ^ 1) & 63];
 }
 
 __global__ void canary_floatatomic(float *sum, const float *x) { atomicAdd(sum, x[threadIdx.x]); }

@@ -92,7 +92,7 @@ func TestRules(t *testing.T) {
 		{"linear_sm90_kernel", hopper, []string{"hgmma", "fence"}},
 		{"attention_kernel", hopper, []string{"hgmma"}},
 	}
-	got := check(kernels, some)
+	got := check(kernels, some, nil)
 	want := []string{"linear_sm80_kernelLb0E (sm_90a) floatatomic", "linear_sm80_kernelLb0E (sm_80) hmma", `no kernel named "attention_kernel"`}
 	if len(got) != len(want) {
 		t.Fatalf("breaches:\n%s", strings.Join(got, "\n"))
@@ -108,5 +108,31 @@ func TestRules(t *testing.T) {
 				t.Errorf("rule %q asks for unknown check %q", r.kernel, name)
 			}
 		}
+	}
+}
+
+// An allowance covers a kernel of its name and architecture that keeps no more than it says, and nothing else; one that
+// nothing needs is a breach.
+func TestAllowances(t *testing.T) {
+	spills := func(name, arch string, stack int) kernel {
+		return kernel{name: name, arch: arch, stack: stack, code: "STL [R1], R4 ;"}
+	}
+	kernels := []kernel{spills("_Z8a_kernelv", "sm_90a", 8), spills("_Z8a_kernelv", "sm_80", 8), spills("_Z8b_kernelv", "sm_90a", 24), {name: "_Z8c_kernelv", arch: "sm_90a"}}
+	all := []rule{{"", everyArch, []string{"local"}}}
+	if n := len(check(kernels, all, nil)); n != 3 {
+		t.Errorf("%d breaches without allowances, want 3", n)
+	}
+	got := check(kernels, all, []allowance{{"a_kernelv", "sm_90a", 8, ""}, {"b_kernelv", "sm_90a", 16, ""}, {"c_kernelv", "sm_90a", 8, ""}, {"d_kernelv", "sm_120a", 8, ""}})
+	for _, want := range []string{"a_kernelv (sm_80)", "b_kernelv (sm_90a)", "b_kernelv (sm_90a) no longer", "c_kernelv (sm_90a) no longer"} {
+		found := false
+		for _, line := range got {
+			found = found || strings.Contains(line, want)
+		}
+		if !found {
+			t.Errorf("no breach of %q in %q", want, got)
+		}
+	}
+	if len(got) != 4 {
+		t.Errorf("%d breaches, want 4: %q", len(got), got)
 	}
 }

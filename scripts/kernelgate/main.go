@@ -56,7 +56,7 @@ func run(w io.Writer, cuobjdump string, canaries bool, objects []string) error {
 		return checkCanaries(w, kernels)
 	}
 	printTable(w, kernels)
-	breaches := check(kernels, rules)
+	breaches := check(kernels, rules, allowances)
 	for _, b := range breaches {
 		fmt.Fprintln(w, b)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -77,9 +78,45 @@ var rules = []rule{
 	{"probe_products_sm90_kernel", hopper, []string{"hgmma"}},
 }
 
+// allowance lets one kernel on one architecture keep so many bytes in local memory. It must be needed.
+type allowance struct {
+	kernel, arch string
+	stack        int
+	why          string
+}
+
+var allowances = []allowance{
+	{"swiglu_bwd_kernelLi8E", "sm_120a", 56, "ranks above 32 alone"},
+	{"sample_kernel14sample_problem", "sm_120a", 16, "one block a sequence and token, beside the products of the whole model"},
+}
+
+// excessive drops kernels that an allowance covers, and says which allowances nothing needs.
+func excessive(kernels []kernel, allowed []allowance) (rest []kernel, stale []string) {
+	used, archs := map[allowance]bool{}, map[string]bool{}
+	local, _ := checkNamed("local")
+	for _, k := range kernels {
+		archs[k.arch] = true
+		covered := false
+		for _, a := range allowed {
+			if a.kernel == k.short() && a.arch == k.arch && k.stack <= a.stack && local.breach(k) != "" {
+				used[a], covered = true, true
+			}
+		}
+		if !covered {
+			rest = append(rest, k)
+		}
+	}
+	for _, a := range allowed {
+		if archs[a.arch] && !used[a] {
+			stale = append(stale, fmt.Sprintf("BREACH %s (%s) no longer needs %d bytes of local memory: take its allowance away", a.kernel, a.arch, a.stack))
+		}
+	}
+	return rest, stale
+}
+
 // check returns one line for each breach.
-func check(kernels []kernel, rules []rule) []string {
-	var breaches []string
+func check(kernels []kernel, rules []rule, allowed []allowance) []string {
+	spilling, breaches := excessive(kernels, allowed)
 	for _, r := range rules {
 		found, archSeen := 0, false
 		for _, k := range kernels {
@@ -92,6 +129,9 @@ func check(kernels []kernel, rules []rule) []string {
 				c, ok := checkNamed(name)
 				if !ok {
 					panic("kernelgate: rule names unknown check " + name)
+				}
+				if name == "local" && !slices.Contains(spilling, k) {
+					continue // allowed
 				}
 				if b := c.breach(k); b != "" {
 					breaches = append(breaches, fmt.Sprintf("BREACH %s (%s) %s: %s", k.short(), k.arch, name, b))
