@@ -171,11 +171,12 @@ func sizesTable(b *bytes.Buffer, folder string, files []*result.File, _ Predicto
 	return g.Markdown(b)
 }
 
-// kernelsTable is a row an op: where it is, and how near its roof it comes, on the card with the newest kernels.
+// kernelsTable is a row an op: where it is, and how near its roof it comes, on the card with the newest kernels, a run of
+// a few aside.
 func kernelsTable(b *bytes.Buffer, folder string, files []*result.File, _ Predictor) error {
 	var newest *result.File
 	for _, f := range files {
-		if f.Kind == result.Kernels && f.Schema == result.Schema && f.Environment.Backend == "cuda" {
+		if f.Kind == result.Kernels && f.Schema == result.Schema && f.Environment.Backend == "cuda" && supersedes(f, newest) {
 			newest = f
 		}
 	}
