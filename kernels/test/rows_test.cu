@@ -58,6 +58,22 @@ static void norm(int T, int C, const adapters &a, int w_type) {
   if (some) t.product("u", u, l.down(b, t.got(xn), T));
 }
 
+/* A token's bits do not tell whether it came alone, as in decoding, or among others. */
+static void norm_alone(int C) {
+  constexpr int most = 20, few = 5;
+  trial t(text("rmsnorm, few of many", few, C));
+  host_batch all(t, most, 2, 1, 100), some(t, few, 1, 1, 100);
+  const tensor &x = t.in(BF16, normals((size_t)most * C, 1, 1)), &w = t.in(F32, normals(C, 1, 2));
+  const tensor &xn = t.out(BF16, (size_t)most * C), &rho = t.out(F32, most), &xn_few = t.out(BF16, (size_t)few * C), &rho_few = t.out(F32, few);
+  if (!t.run([&] {
+        const qk_status status = qk_rmsnorm_fwd(xn, rho, 0, x, w, QK_F32, 1e-6f, nullptr, &all.device, C, 0);
+        return status ? status : qk_rmsnorm_fwd(xn_few, rho_few, 0, x, w, QK_F32, 1e-6f, nullptr, &some.device, C, 0);
+      })) return;
+  values want = t.got(xn), rhos = t.got(rho);
+  want.resize((size_t)few * C), rhos.resize(few);
+  t.exact("xn", xn_few, want), t.exact("rho", rho_few, rhos);
+}
+
 static void norm_back(int T, int C, const adapters &in, int out_rank, int residual, int w_type) {
   trial t(text("rmsnorm back", T, C) + text(in) + " out " + std::to_string(out_rank) + " residual " + std::to_string(residual));
   host_batch b(t, T, (T + 9) / 10, 1, 100);
@@ -239,6 +255,7 @@ int main(int argc, char **argv) {
       norm(T, C, patterns[n % 8], n % 2 ? QK_F32 : QK_BF16);
       norm_back(T, C, patterns[(n + 3) % 8], (const int[]){8, 0, 5, 64}[n % 4], n % 3, n % 2 ? QK_BF16 : QK_F32);
     }
+  for (int C : {40, 1000, 3584, 5120}) norm_alone(C);
   norm(3, 16384, patterns[0], QK_F32);
   norm_back(3, 16384, patterns[0], 8, 2, QK_F32);
   for (int T : lengths) {
