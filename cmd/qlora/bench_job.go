@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"qlora/bench"
+	"qlora/bench/measure"
 	"qlora/model/data"
 	"qlora/model/infer"
 	"qlora/model/train"
@@ -58,11 +59,7 @@ func (c *benchJobCmd) Run(e *env) error {
 		}
 		defer os.RemoveAll(dir)
 	}
-	rule, err := benchRule{Noise: 0.005, MinSamples: 10, MaxSamples: 10}.rule(time.Second)
-	if err != nil {
-		return err
-	}
-	b, done, err := openBench(e, c.benchDevice, rule)
+	b, done, err := openBench(e, c.benchDevice, measure.Rule{Least: 10, Noise: 0.005, Most: 10, Time: time.Second})
 	if err != nil {
 		return err
 	}

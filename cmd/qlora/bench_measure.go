@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qlora/bench"
+	"qlora/bench/measure"
 	"qlora/bench/report"
 	"qlora/model/lora"
 	"qlora/model/weights"
@@ -87,11 +88,7 @@ Examples
 }
 
 func (c *quickCmd) Run(e *env) error {
-	rule, err := benchRule{Noise: 0.005, MinSamples: 10, MaxSamples: 400}.rule(time.Second)
-	if err != nil {
-		return err
-	}
-	b, done, err := openBench(e, c.benchDevice, rule)
+	b, done, err := openBench(e, c.benchDevice, measure.Rule{Least: 10, Noise: 0.005, Most: 400, Time: time.Second})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"qlora/bench"
+	"qlora/bench/measure"
 	"qlora/model/weights"
 )
 
@@ -66,11 +67,7 @@ func (c *benchPeersCmd) Run(e *env) error {
 	} else if err := os.MkdirAll(c.Scratch, 0o777); err != nil {
 		return err
 	}
-	rule, err := benchRule{Noise: 0.005, MinSamples: 10, MaxSamples: 100}.rule(15 * time.Second)
-	if err != nil {
-		return err
-	}
-	b, done, err := openBench(e, c.benchDevice, rule)
+	b, done, err := openBench(e, c.benchDevice, measure.Rule{Least: 10, Noise: 0.005, Most: 100, Time: 15 * time.Second})
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"qlora/bench"
+	"qlora/bench/measure"
 	"qlora/model/lora"
 )
 
@@ -45,11 +46,7 @@ func (c *benchVRAMCmd) Run(e *env) error {
 			o.Budgets = append(o.Budgets, bytes)
 		}
 	}
-	rule, err := benchRule{Noise: 0.005, MinSamples: 10, MaxSamples: 10}.rule(time.Second)
-	if err != nil {
-		return err
-	}
-	b, done, err := openBench(e, c.benchDevice, rule)
+	b, done, err := openBench(e, c.benchDevice, measure.Rule{Least: 10, Noise: 0.005, Most: 10, Time: time.Second})
 	if err != nil {
 		return err
 	}

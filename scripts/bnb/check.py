@@ -4,12 +4,14 @@
     python3 scripts/bnb/check.py [SOURCE]      # where torch, transformers and bitsandbytes are; and go
 
 A model (SOURCE, a folder in bfloat16; else a small Qwen2 of random weights) is quantised by transformers + bitsandbytes and
-by scripts/bnb, both on the CPU. Every tensor of the two checkpoints must be equal to the byte, quant_state by its fields;
+by `qlora export --quant_method bnb`, both on the CPU. Every tensor of the two checkpoints must be equal to the byte, quant_state by its fields;
 transformers must load ours and give the logits it gives for its own; and what qlora reads of theirs, dequantised, must be
 bitsandbytes' values. Exit status 1 where one does not hold. Prints JSON for results/bnb.
 """
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,12 +23,20 @@ import transformers
 from safetensors import safe_open
 
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
 def small(folder):
     torch.manual_seed(7)
     config = transformers.Qwen2Config(
         hidden_size=256, intermediate_size=704, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
-        vocab_size=1024, max_position_embeddings=512, rope_theta=1e6, tie_word_embeddings=False)
+        vocab_size=151936, max_position_embeddings=512, rope_theta=1e6, tie_word_embeddings=False)
     transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = os.path.join(ROOT, "testdata", "tokenizer", "qwen2.5")
+    for name in os.listdir(tokenizer):
+        with (gzip.open if name.endswith(".gz") else open)(os.path.join(tokenizer, name), "rb") as packed:
+            with open(os.path.join(folder, name.removesuffix(".gz")), "wb") as plain:
+                shutil.copyfileobj(packed, plain)
 
 
 def quantised(folder):
@@ -66,7 +76,6 @@ def same(ours, theirs):
 
 
 def main():
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     with tempfile.TemporaryDirectory() as tmp:
         source = sys.argv[1] if len(sys.argv) > 1 else os.path.join(tmp, "source")
         if len(sys.argv) < 2:
@@ -74,13 +83,14 @@ def main():
         theirs, ours = os.path.join(tmp, "theirs"), os.path.join(tmp, "ours")
         model = quantised(source)
         model.save_pretrained(theirs)
-        subprocess.run(["go", "run", "./scripts/bnb", source, ours], cwd=root, check=True)
+        subprocess.run(["go", "run", "./cmd/qlora", "export", "--model", source, "--quant_method", "bnb", "--quant_bits", "4", "--output_dir", ours],
+                       cwd=ROOT, check=True, stdout=sys.stderr)
         compared, wrong = same(tensors(ours), tensors(theirs))
 
         # What qlora reads of their checkpoint; before the first forward, which may repack the weights for the processor.
         values, off = 0, []
         dump = os.path.join(tmp, "values")
-        subprocess.run(["go", "run", "./scripts/bnb/values", theirs, dump], cwd=root, check=True)
+        subprocess.run(["go", "run", "./scripts/bnb/values", theirs, dump], cwd=ROOT, check=True)
         for name, module in model.named_modules():
             if not isinstance(module, bitsandbytes.nn.Linear4bit):
                 continue
