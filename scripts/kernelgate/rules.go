@@ -90,33 +90,13 @@ var allowances = []allowance{
 	{"sample_kernel14sample_problem", "sm_120a", 16, "one block a sequence and token, beside the products of the whole model"},
 }
 
-// excessive drops kernels that an allowance covers, and says which allowances nothing needs.
-func excessive(kernels []kernel, allowed []allowance) (rest []kernel, stale []string) {
-	used, archs := map[allowance]bool{}, map[string]bool{}
-	local, _ := checkNamed("local")
-	for _, k := range kernels {
-		archs[k.arch] = true
-		covered := false
-		for _, a := range allowed {
-			if a.kernel == k.short() && a.arch == k.arch && k.stack <= a.stack && local.breach(k) != "" {
-				used[a], covered = true, true
-			}
-		}
-		if !covered {
-			rest = append(rest, k)
-		}
-	}
-	for _, a := range allowed {
-		if archs[a.arch] && !used[a] {
-			stale = append(stale, fmt.Sprintf("BREACH %s (%s) no longer needs %d bytes of local memory: take its allowance away", a.kernel, a.arch, a.stack))
-		}
-	}
-	return rest, stale
+func (a allowance) covers(k kernel) bool {
+	return a.kernel == k.short() && a.arch == k.arch && k.stack <= a.stack
 }
 
 // check returns one line for each breach.
 func check(kernels []kernel, rules []rule, allowed []allowance) []string {
-	spilling, breaches := excessive(kernels, allowed)
+	var breaches []string
 	for _, r := range rules {
 		found, archSeen := 0, false
 		for _, k := range kernels {
@@ -130,8 +110,8 @@ func check(kernels []kernel, rules []rule, allowed []allowance) []string {
 				if !ok {
 					panic("kernelgate: rule names unknown check " + name)
 				}
-				if name == "local" && !slices.Contains(spilling, k) {
-					continue // allowed
+				if name == "local" && slices.ContainsFunc(allowed, func(a allowance) bool { return a.covers(k) }) {
+					continue
 				}
 				if b := c.breach(k); b != "" {
 					breaches = append(breaches, fmt.Sprintf("BREACH %s (%s) %s: %s", k.short(), k.arch, name, b))
@@ -140,6 +120,14 @@ func check(kernels []kernel, rules []rule, allowed []allowance) []string {
 		}
 		if found == 0 && archSeen {
 			breaches = append(breaches, fmt.Sprintf("BREACH no kernel named %q: renamed or lost", r.kernel))
+		}
+	}
+	local, _ := checkNamed("local")
+	for _, a := range allowed {
+		compiled := slices.ContainsFunc(kernels, func(k kernel) bool { return k.arch == a.arch })
+		needed := slices.ContainsFunc(kernels, func(k kernel) bool { return a.covers(k) && local.breach(k) != "" })
+		if compiled && !needed {
+			breaches = append(breaches, fmt.Sprintf("BREACH %s (%s) no longer needs %d bytes of local memory: take its allowance away", a.kernel, a.arch, a.stack))
 		}
 	}
 	return breaches
