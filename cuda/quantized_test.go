@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"qlora/cuda/sizes"
+	"qlora/internal/bfloat16"
 	"qlora/internal/nf4"
 	"qlora/internal/random"
 	"qlora/model/ops"
@@ -96,7 +97,7 @@ func partOf(t *testing.T, spec ops.WeightSpec, i, rows int, way string) (ops.Sou
 	q, err := nf4.Quantize(rows, spec.Cols, !spec.Single, func(dst []float32, row, count int) error {
 		err := s.ReadF32(dst, row, count)
 		for i, v := range dst {
-			dst[i] = nf4.RoundBF16(v)
+			dst[i] = bfloat16.Round(v)
 		}
 		return err
 	})
@@ -113,7 +114,7 @@ func partOf(t *testing.T, spec ops.WeightSpec, i, rows int, way string) (ops.Sou
 			values := make([]float32, count*spec.Cols)
 			err := read(values, row, count)
 			for i, v := range values {
-				binary.LittleEndian.PutUint16(dst[2*i:], uint16(math.Float32bits(nf4.RoundBF16(v))>>16))
+				binary.LittleEndian.PutUint16(dst[2*i:], bfloat16.Bits(v))
 			}
 			return err
 		}

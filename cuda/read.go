@@ -5,10 +5,10 @@ package cuda
 import (
 	"encoding/binary"
 	"errors"
-	"math"
 	"runtime"
 	"sync"
 
+	"qlora/internal/bfloat16"
 	"qlora/model/ops"
 )
 
@@ -63,17 +63,8 @@ func readPiece(dst []byte, from *ops.Source, row, n int) error {
 		}
 		to := dst[2*at*from.Cols:]
 		for i, v := range values {
-			binary.LittleEndian.PutUint16(to[2*i:], bf16(v))
+			binary.LittleEndian.PutUint16(to[2*i:], bfloat16.Bits(v))
 		}
 	}
 	return nil
-}
-
-// bf16 rounds to the nearest bfloat16, ties to even. A NaN stays one.
-func bf16(v float32) uint16 {
-	bits := math.Float32bits(v)
-	if v != v {
-		return uint16(bits>>16) | 0x40
-	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/bfloat16"
 	"qlora/internal/nf4"
 	"qlora/model/weights"
 )
@@ -44,7 +45,7 @@ func wideModel(t *testing.T, quantised bool) string {
 			values, cols = wider(values, cols, ffn), ffn
 		}
 		for i, v := range values {
-			values[i] = nf4.RoundBF16(v) // as both are computed with
+			values[i] = bfloat16.Round(v) // as both are computed with
 		}
 		switch {
 		case quantised && strings.Contains(name, "_proj.weight"):

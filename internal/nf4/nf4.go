@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+
+	"qlora/internal/bfloat16"
 )
 
 const (
@@ -190,7 +192,7 @@ func Dequantize(dst []float32, codes []byte, absmax float32) {
 func DequantizeBF16(dst []float32, codes []byte, absmax float32) {
 	var values [16]float32
 	for i, c := range Code {
-		values[i] = RoundBF16(c * absmax)
+		values[i] = bfloat16.Round(c * absmax)
 	}
 	lookUp(dst, codes, &values)
 }
@@ -204,13 +206,4 @@ func lookUp(dst []float32, codes []byte, values *[16]float32) {
 	if len(dst)%2 == 1 {
 		dst[len(dst)-1] = values[codes[n]>>4]
 	}
-}
-
-// RoundBF16 rounds to the nearest bfloat16, ties to even. A NaN stays one.
-func RoundBF16(x float32) float32 {
-	bits := math.Float32bits(x)
-	if x != x {
-		return math.Float32frombits(bits | 0x400000)
-	}
-	return math.Float32frombits((bits + 0x7fff + bits>>16&1) &^ 0xffff)
 }

@@ -5,6 +5,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+
+	"qlora/internal/bfloat16"
 )
 
 // The codes and absmax themselves are held to bitsandbytes in model/cpu (TestNF4Golden).
@@ -47,7 +49,7 @@ func TestQuantizeAndRead(t *testing.T) {
 				q.ReadBF16(part[at:at+32], at)
 			}
 			for i, v := range whole {
-				if part[i] != RoundBF16(v) {
+				if part[i] != bfloat16.Round(v) {
 					t.Fatalf("n %d: element %d is %g in bfloat16, want %g rounded", n, i, part[i], v)
 				}
 			}
@@ -75,7 +77,7 @@ func TestDequantizeBF16(t *testing.T) {
 	Dequantize(exact, codes[:], 0.0371)
 	DequantizeBF16(rounded, codes[:], 0.0371)
 	for i, v := range exact {
-		if RoundBF16(v) != rounded[i] {
+		if bfloat16.Round(v) != rounded[i] {
 			t.Errorf("element %d: %g, want %g rounded", i, rounded[i], v)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 
+	"qlora/internal/bfloat16"
 	"qlora/model/ops"
 )
 
@@ -96,7 +97,7 @@ func (b *Backend[T]) widen(values []T, t ops.Tensor) {
 		}
 	case ops.BF16:
 		for i, x := range view[uint16](t) {
-			values[i] = T(math.Float32frombits(uint32(x) << 16))
+			values[i] = T(bfloat16.Float32(x))
 		}
 	default:
 		b.fail(fmt.Errorf("cpu: %s: %T arithmetic does not read this storage type", t, T(0)))
@@ -124,7 +125,7 @@ func round[T Float](values []T, d ops.DType) {
 	switch {
 	case d == ops.BF16:
 		for i, x := range values {
-			values[i] = T(math.Float32frombits(uint32(toBF16(x)) << 16))
+			values[i] = T(bfloat16.Float32(toBF16(x)))
 		}
 	case d == ops.F32 && isFloat64[T]():
 		for i, x := range values {
@@ -144,9 +145,5 @@ func toBF16[T Float](x T) uint16 {
 		}
 		f = math.Float32frombits(bits | 1)
 	}
-	bits := math.Float32bits(f)
-	if f != f {
-		return uint16(bits>>16) | 0x40 // a NaN stays one
-	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
+	return bfloat16.Bits(f)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 
+	"qlora/internal/bfloat16"
 	"qlora/internal/nf4"
 	"qlora/model/weights"
 )
@@ -19,7 +20,7 @@ func quantized(t *weights.Tensor, double bool, read func(dst []float32, row, n i
 			return err
 		}
 		for i, v := range dst {
-			dst[i] = nf4.RoundBF16(v)
+			dst[i] = bfloat16.Round(v)
 		}
 		return nil
 	})

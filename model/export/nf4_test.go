@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/bfloat16"
 	"qlora/internal/nf4"
 	"qlora/model/lora"
 	"qlora/model/weights"
@@ -36,7 +37,7 @@ func tiny(t *testing.T) *Source {
 		seed++
 		v := make([]float32, n)
 		for i := range v {
-			v[i] = nf4.RoundBF16(float32(rng.NormFloat64()) / 8)
+			v[i] = bfloat16.Round(float32(rng.NormFloat64()) / 8)
 		}
 		entries = append(entries, weights.F32Entry(name, shape, v))
 	}
@@ -100,7 +101,7 @@ func TestBNB(t *testing.T) {
 			want64 := merged(t, s, from.Name)
 			want := make([]float32, len(want64))
 			for i, v := range want64 {
-				want[i] = nf4.RoundBF16(float32(v))
+				want[i] = bfloat16.Round(float32(v))
 			}
 			x, err := got.Tensor(from.Name)
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"qlora/internal/bfloat16"
 	"qlora/internal/nf4"
 	"qlora/model/cpu"
 	"qlora/model/lora"
@@ -33,7 +34,7 @@ func smallModel() map[string]matrix {
 	add := func(name string, rows, cols int) {
 		m := matrix{rows, cols, make([]float32, rows*cols)}
 		for i := range m.values {
-			m.values[i] = nf4.RoundBF16(float32(rng.NormFloat64()) * 0.08)
+			m.values[i] = bfloat16.Round(float32(rng.NormFloat64()) * 0.08)
 		}
 		all[name+".weight"] = m
 	}

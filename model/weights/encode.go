@@ -6,6 +6,8 @@ import (
 	"math"
 
 	"github.com/x448/float16"
+
+	"qlora/internal/bfloat16"
 )
 
 // An encoder turns float32 into stored elements, and returns the index of the first value that the type cannot hold, or
@@ -67,11 +69,11 @@ func encodeF32(dst []byte, src []float32) int {
 
 func encodeBF16(dst []byte, src []float32) int {
 	for i, v := range src {
-		b := bf16Bytes(v)
-		if notFinite(v) || b[1]&0x7f == 0x7f && b[0]&0x80 != 0 { // rounded up to infinity
+		b := bfloat16.Bits(v)
+		if notFinite(bfloat16.Float32(b)) { // or rounded up to infinity
 			return i
 		}
-		dst[2*i], dst[2*i+1] = b[0], b[1]
+		binary.LittleEndian.PutUint16(dst[2*i:], b)
 	}
 	return -1
 }

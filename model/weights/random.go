@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"slices"
 	"strings"
 
+	"qlora/internal/bfloat16"
 	"qlora/internal/random"
 )
 
@@ -120,10 +120,9 @@ func (n normalBytes) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// bf16Bytes rounds a finite number to the nearest bfloat16, ties to even; little endian.
+// bf16Bytes is a bfloat16 as files have it: little endian.
 func bf16Bytes(v float32) [2]byte {
-	bits := math.Float32bits(v)
-	bits = (bits + 0x7fff + bits>>16&1) >> 16
+	bits := bfloat16.Bits(v)
 	return [2]byte{byte(bits), byte(bits >> 8)}
 }
 

@@ -3,6 +3,8 @@ package vec
 import (
 	"math"
 	"unsafe"
+
+	"qlora/internal/bfloat16"
 )
 
 // generic are the loops in plain Go: functions in float64, rounded once; products rounded before they are added.
@@ -66,13 +68,13 @@ var generic = kernels{
 	fromBF16: func(dst *float32, src *uint16, n int) {
 		d := unsafe.Slice(dst, n)
 		for i, b := range unsafe.Slice(src, n) {
-			d[i] = widenBF16(b)
+			d[i] = bfloat16.Float32(b)
 		}
 	},
 	toBF16: func(dst *uint16, src *float32, n int) {
 		d := unsafe.Slice(dst, n)
 		for i, x := range unsafe.Slice(src, n) {
-			d[i] = roundBF16(x)
+			d[i] = bfloat16.Bits(x)
 		}
 	},
 	dropout: func(dst, x *float32, n int, seed, step, group, pos, sample, module, threshold uint32, scale float32) {

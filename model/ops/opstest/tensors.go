@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 
+	"qlora/internal/bfloat16"
 	"qlora/model/ops"
 )
 
@@ -15,17 +16,9 @@ func round(v float64, d ops.DType) float64 {
 	case ops.F32:
 		return float64(float32(v))
 	case ops.BF16, ops.NF4:
-		return float64(math.Float32frombits(uint32(bf16(float32(v))) << 16))
+		return float64(bfloat16.Round(float32(v)))
 	}
 	return v
-}
-
-func bf16(f float32) uint16 {
-	bits := math.Float32bits(f)
-	if f != f {
-		return uint16(bits>>16) | 0x40
-	}
-	return uint16((bits + 0x7fff + bits>>16&1) >> 16)
 }
 
 // encode appends values as d stores them; perm, where given, says which of the model's columns
@@ -44,7 +37,7 @@ func encode(values []float64, d ops.DType, perm []int) []byte {
 		case ops.F32:
 			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(float32(v)))
 		case ops.BF16:
-			b = binary.LittleEndian.AppendUint16(b, bf16(float32(v)))
+			b = binary.LittleEndian.AppendUint16(b, bfloat16.Bits(float32(v)))
 		case ops.I32:
 			b = binary.LittleEndian.AppendUint32(b, uint32(int32(v)))
 		case ops.U8:

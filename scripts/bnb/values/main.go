@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"qlora/internal/nf4"
+	"qlora/internal/bfloat16"
 	"qlora/model/weights"
 )
 
@@ -49,7 +49,7 @@ func write(model, folder string) error {
 		}
 		raw := make([]byte, 0, 4*len(values))
 		for _, v := range values {
-			raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(nf4.RoundBF16(v)))
+			raw = binary.LittleEndian.AppendUint32(raw, math.Float32bits(bfloat16.Round(v)))
 		}
 		if err := os.WriteFile(filepath.Join(folder, name), raw, 0o666); err != nil {
 			return err
