@@ -305,7 +305,7 @@ seven="--model qwen2.5-7b --dataset random:2048x12"
 
 # Budgets of an arena of 18, 12.1 and 6.2 GiB are 640 MiB larger: what the process may take beside it (model/plan, Context).
 stage_memory() {
-  check "memory on the card" passed -test.run '^TestCard(Memory|Ballast|Sizes|HostMemory|HostTable|NF4Weight)$'
+  check "memory on the card" passed -test.run '^TestCard(Memory|Ballast|Sizes|HostMemory|HostTable|NF4Weight|RandomWeights|Profile)$'
   check "as planned, bf16" fit planned-bf16 0 0 --model qwen2.5-7b --dataset random:2048x3 --check_memory
   check "as planned, NF4" nf4 planned-nf4 0 0 --model qwen2.5-7b --dataset random:2048x3 --check_memory
   check "7B bf16 2x2048" fit 7b-bf16-2x2048 0 0 --model qwen2.5-7b --dataset random:2048x24 --per_device_train_batch_size 2
