@@ -25,6 +25,9 @@ func (b *Backend) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoR
 	}
 	variant, few := b.variant(), batch.T <= matvecTokens && !own.spec.Back
 	if few && own.spec.DType == ops.NF4 {
+		few = own.spec.Cols >= matvecNF4Least && own.spec.Cols%matvecNF4Multiple == 0
+	}
+	if few && own.spec.DType == ops.NF4 {
 		arg := own.quantisedArg()
 		b.launch("Linear", func() C.qk_status {
 			return C.qk_linear_nf4(at(y), at(x), &arg, at(own.bias()), at(u), b.lora(0, l), at(e.Residual), at(rope.Cos), at(rope.Sin), h,
@@ -42,11 +45,13 @@ func (b *Backend) Linear(y, x ops.Tensor, w ops.Weight, u ops.Tensor, l *ops.LoR
 	}, y, x, m, u)
 }
 
-// A few tokens go through matrix-vector products, which sum in another order. Not in training, where a row must give the
-// same bits alone as beside others.
+// A few tokens go through matrix-vector products, which sum in another order and read W ahead of their turn: never W that
+// was dequantised just before. Not in training, where a row must give the same bits alone as beside others.
 const (
 	matvecTokens  = 8
 	matvecVariant = 3
+
+	matvecNF4Multiple, matvecNF4Least = 128, 896 // columns of W in NF4
 )
 
 // LinearBack writes dx = dy·W.

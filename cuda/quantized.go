@@ -20,7 +20,7 @@ import (
 // Weights in NF4. A product of many tokens reads bfloat16: its weight is dequantised just before, into one of two places of
 // the workspace, which stay valid until another weight takes them. Products with wide weights (qkv, gate|up) and narrow ones
 // (o, down) take turns, so that a weight may be made while the product before still reads its own. A few tokens of decoding
-// read the codes themselves.
+// read the codes themselves, but for widths that no Qwen2.5 has (matvecNF4Multiple).
 
 // dequantised is a place for a weight in bfloat16, and the one that it holds.
 type dequantised struct {

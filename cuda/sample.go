@@ -19,7 +19,7 @@ import (
 // What Sample reads beside the logits lies at the front of the workspace: for each row how many ids the repetition
 // penalty is about and the row's number, then those ids. There is room for any one row's, and rows go in groups that fit.
 
-// Sample draws one id for each row of logits. It waits for them: a row whose logits give no id is an error.
+// Sample draws one id for each row of logits.
 func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 	if !b.begin(ops.CheckSample(next, logits, a), stored("Sample", "logits", logits, ops.F32)) {
 		return
@@ -30,7 +30,7 @@ func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 		return
 	}
 	ids := make([][]int32, n)
-	if a.RepetitionPenalty != 0 && a.RepetitionPenalty != 1 {
+	if penalised(a) {
 		for i := range ids {
 			ids[i] = distinct(a.Context[i])
 		}
@@ -47,7 +47,6 @@ func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 		b.sampleRows(next, logits, a, ids, row, group)
 		row += group.rows
 	}
-	b.checkDrawn(next)
 }
 
 // sampleGroup is rows drawn by one launch, and the most ids that one of them has.
@@ -60,7 +59,10 @@ func distinct(ids []int32) []int32 {
 	return slices.Compact(s)
 }
 
-func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) {
+func penalised(a ops.SampleArgs) bool { return a.RepetitionPenalty != 0 && a.RepetitionPenalty != 1 }
+
+// sampleContext is what the kernel reads of a group: lens, then sequence numbers, then ids.
+func sampleContext(a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) []byte {
 	words := make([]byte, 0, 4*g.rows*(2+g.most))
 	put := func(v uint32) { words = binary.LittleEndian.AppendUint32(words, v) }
 	for i := range g.rows {
@@ -82,11 +84,19 @@ func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]
 			}
 		}
 	}
-	front := ops.Tensor{Name: "sample context", DType: ops.I32, Shape: []int{len(words) / 4}, Buf: b.work.Buf, Off: b.work.Off}
-	if err := b.upload("Sample", front, words); err != nil {
-		return
+	return words
+}
+
+func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) {
+	var lens, sequence, context C.qk_ptr
+	if a.Temperature > 0 || penalised(a) { // greedy search reads the logits alone
+		words := sampleContext(a, ids, row, g)
+		front := ops.Tensor{Name: "sample context", DType: ops.I32, Shape: []int{len(words) / 4}, Buf: b.work.Buf, Off: b.work.Off}
+		if err := b.upload("Sample", front, words); err != nil {
+			return
+		}
+		lens, sequence, context = at(front), at(front)+C.qk_ptr(4*g.rows), at(front)+C.qk_ptr(8*g.rows)
 	}
-	lens, sequence, context := at(front), at(front)+C.qk_ptr(4*g.rows), at(front)+C.qk_ptr(8*g.rows)
 	used := C.qk_ptr(sizes.ContextBytes(logits.Cols()))
 	args := C.qk_sampling{
 		temperature: C.double(a.Temperature), top_p: C.double(a.TopP), repetition_penalty: C.double(a.RepetitionPenalty),
@@ -97,18 +107,4 @@ func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]
 		return C.qk_sample(at(to), at(from), context, lens, sequence, &args, C.int32_t(g.rows), C.int32_t(logits.Cols()), C.int32_t(g.most),
 			at(b.work)+used, b.workBytes()-C.int64_t(used), b.onStream())
 	}, to, from)
-}
-
-// checkDrawn looks for rows without an id, which the kernel marks by -1.
-func (b *Backend) checkDrawn(next ops.Tensor) {
-	if !b.begin() {
-		return
-	}
-	drawn, err := ops.ReadI32(b, next)
-	if err != nil {
-		return // a fault, kept
-	}
-	if row := slices.IndexFunc(drawn, func(id int32) bool { return id < 0 }); row >= 0 {
-		b.fail(fmt.Errorf("cuda: Sample: row %d of the logits has no finite largest value: the model's output is broken", row))
-	}
 }

@@ -51,6 +51,9 @@ QK_DEVICE uint32_t pack_bf16(float lo, float hi) {
 }
 QK_DEVICE float2 unpack_bf16(uint32_t v) { return __bfloat1622float2(reinterpret_cast<__nv_bfloat162 &>(v)); }
 
+/* Barrier id 1-15 among so many threads. 0 is __syncthreads'. */
+QK_DEVICE void threads_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
 QK_DEVICE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
 /* Copies 16 bytes to shared memory past the registers; bytes (0 to 16) are read and the rest is filled with zeros. */

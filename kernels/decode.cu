@@ -7,7 +7,7 @@ Numeric f32 scores and sums; probabilities are rounded to bf16 for their product
         result does not depend on the others.
 Bound   memory: the sequence's keys and values once for up to 16 query heads that share them
 Form    Block (split, kv head, token): 4 warps, 16 keys a step, both products by mma.sync (query heads are rows) on fragments
-        loaded straight from the cache (mma.cuh). A second kernel merges the splits; u of o's reader follows by lora_down.
+        loaded straight from the cache (mma.cuh), which is asked for before the turn. A second kernel merges the splits; u of o's reader follows by lora_down.
 Oracle  model/cpu/decode.go */
 #include "lora.cuh"
 
@@ -136,15 +136,20 @@ QK_DEVICE void decode_merge(const decode_problem &p, decode_state<D> &s, float (
 /* Block (split, group of at most 16 query heads of a kv head, token). */
 template <int D>
 __global__ void __launch_bounds__(decode_warps * 32, 3) decode_attention_kernel(const decode_problem p) {
-  take_turn();
   __shared__ float o[decode_warps][decode_heads][D + 4], ml[decode_warps][decode_heads][2];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = lane / 4;
   const int64_t t = blockIdx.z;
   const int last = __ldg(p.pos + t), first = blockIdx.x * p.split_keys, group = p.h.H / p.h.Hk;
-  if (first > last) return;  // the merge does not read this split
   const int runs = (group + decode_heads - 1) / decode_heads, hk = blockIdx.y / runs, head0 = hk * group + blockIdx.y % runs * decode_heads;
-  const int heads = min(decode_heads, hk * group + group - head0);
+  const int heads = min(decode_heads, hk * group + group - head0), end = min(last, first + p.split_keys - 1);
   const int64_t wide = (int64_t)(p.h.H + 2 * p.h.Hk) * D, ld = (int64_t)p.h.Hk * D, at = (int64_t)__ldg(p.sample + t) * p.cap * ld + hk * D;
+  constexpr int lines = D / 64;  // of a key
+  for (int l = threadIdx.x; l < (end - first + 1) * lines; l += decode_warps * 32) {
+    const int64_t line = at + (first + l / lines) * ld + l % lines * 64;
+    prefetch_line(p.k + line), prefetch_line(p.v + line);
+  }
+  take_turn();
+  if (first > last) return;  // the merge does not read this split
 
   uint4 q[D / 32][2];
 #pragma unroll
@@ -154,7 +159,6 @@ __global__ void __launch_bounds__(decode_warps * 32, 3) decode_attention_kernel(
       q[c][h] = load16(p.qkv + t * wide + (int64_t)(head0 + i + 8 * h) * D + 32 * c + 8 * (lane % 4), i + 8 * h < heads);
   decode_state<D> s = {};
   s.m[0] = s.m[1] = -INFINITY;
-  const int end = min(last, first + p.split_keys - 1);
   for (int key = first + warp * decode_step; key <= end; key += decode_warps * decode_step)
     decode_keys<D>(s, q, p.k + at, p.v + at, ld, key, end, p.scale, lane);
   decode_merge<D>(p, s, o, ml, (t * p.h.H + head0) * p.splits + blockIdx.x, heads);

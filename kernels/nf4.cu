@@ -21,7 +21,7 @@ constexpr int nf4_threads = 256;
 QK_DEVICE uint32_t nf4_nearest(float x) {
   uint32_t code = 0;
 #pragma unroll
-  for (int i = 0; i < 15; i++) code += x > __fmul_rn(__fadd_rn(nf4_code[i], nf4_code[i + 1]), 0.5f);
+  for (int i = 0; i < 15; i++) code += x > __fmul_rn(__fadd_rn(nf4_code(i), nf4_code(i + 1)), 0.5f);
   return code;
 }
 
@@ -32,9 +32,9 @@ QK_DEVICE uint8_t nested_nearest(float x) {
   x = __fadd_rn(__fmul_rn(level, (float)(2.0 / 65535)), -1.f);
   int right = 0;  // the first entry not below x, or 256
   for (int step = 256; step; step /= 2)
-    if (right + step <= 256 && nested_codes.code[right + step - 1] < x) right += step;
+    if (right + step <= 256 && nested_table.code[right + step - 1] < x) right += step;
   if (right == 0) return 0;
-  if (right == 256 || nested_codes.code[right] - x >= x - nested_codes.code[right - 1]) right--;
+  if (right == 256 || nested_table.code[right] - x >= x - nested_table.code[right - 1]) right--;
   return (uint8_t)right;
 }
 
@@ -157,33 +157,49 @@ __global__ void __launch_bounds__(nf4_threads) nf4_dequant_kernel(bf16 *dst, con
   for (int64_t i = first; i < n; i++) dst[i] = __float2bfloat16(tables.code[codes[i / 2] >> (i % 2 ? 0 : 4) & 15] * absmax);
 }
 
-/* A whole weight, row by row of its own order: four times eight elements a thread, so that four loads are in flight. Units are
-counted over all rows: fewer than 2^31 of them. */
-constexpr int weight_units = 4;
+/* A whole weight, row by row of its own order: persistent blocks, a thread four times eight elements at a time, so that four loads are
+in flight, and those of the next time beside them. W is never written beside a kernel that reads it: the first are asked for before
+the turn. Units are counted over all rows: fewer than 2^31 of them. */
+constexpr int weight_units = 4, weight_blocks = 4;  // blocks a multiprocessor
 
-__global__ void __launch_bounds__(nf4_threads) nf4_dequant_weight_kernel(uint4 *dst, const __grid_constant__ qk_nf4_weight w, uint32_t units) {
-  take_turn();
-  __shared__ nf4_tables tables;
-  const uint32_t per_row = w.cols / 8, first = blockIdx.x * (weight_units * nf4_threads) + threadIdx.x;
-  uint32_t codes[weight_units];
-  int part[weight_units];
-  int64_t block[weight_units];
-#pragma unroll
-  for (int i = 0; i < weight_units; i++) {
-    const uint32_t unit = first + i * nf4_threads;
-    if (unit >= units) continue;
+struct weight_unit {
+  uint32_t codes;
+  nf4_absmax absmax;
+  int part;
+  QK_DEVICE_MEMBER void load(const qk_nf4_weight &w, uint32_t unit, uint32_t per_row) {
     const uint32_t row = unit / per_row;
     const nf4_row at = nf4_row_of(w, row);
     const int64_t own = (int64_t)at.row * per_row + (unit - row * per_row);
-    part[i] = at.part, block[i] = own / (nf4_block / 8);
-    codes[i] = __ldg((const uint32_t *)w.part[at.part].codes + own);
+    part = at.part;
+    codes = __ldg((const uint32_t *)w.part[part].codes + own);
+    absmax.load(w.part[part], own / (nf4_block / 8));
   }
+};
+
+__global__ void __launch_bounds__(nf4_threads, weight_blocks)
+    nf4_dequant_weight_kernel(uint4 *dst, const __grid_constant__ qk_nf4_weight w, uint32_t units) {
+  __shared__ nf4_tables tables;
+  const uint32_t per_row = w.cols / 8, hop = gridDim.x * (weight_units * nf4_threads);
+  uint32_t first = blockIdx.x * (weight_units * nf4_threads) + threadIdx.x;
   tables.fill();
-  __syncthreads();
+  weight_unit next[weight_units];
 #pragma unroll
-  for (int i = 0; i < weight_units; i++) {
-    const uint32_t unit = first + i * nf4_threads;
-    if (unit < units) dst[unit] = tables.eight(codes[i], tables.absmax(w.part[part[i]], block[i]));
+  for (int i = 0; i < weight_units; i++)
+    if (first + i * nf4_threads < units) next[i].load(w, first + i * nf4_threads, per_row);
+  __syncthreads();
+  take_turn();
+  for (; first < units; first += hop) {
+    weight_unit unit[weight_units];
+#pragma unroll
+    for (int i = 0; i < weight_units; i++) {
+      unit[i] = next[i];
+      if (first + hop + i * nf4_threads < units) next[i].load(w, first + hop + i * nf4_threads, per_row);
+    }
+#pragma unroll
+    for (int i = 0; i < weight_units; i++) {
+      const qk_nf4_part &p = w.part[unit[i].part];
+      if (first + i * nf4_threads < units) dst[first + i * nf4_threads] = tables.eight(unit[i].codes, tables.absmax(p, unit[i].absmax, nf4_offset(p)));
+    }
   }
 }
 
@@ -243,7 +259,10 @@ qk_status qk_nf4_dequant_weight(qk_ptr dst, const qk_nf4_weight *w, qk_stream s)
   for (int i = 0; i < w->n; i++) rows += w->part[i].rows;
   const int64_t units = rows * (w->cols / 8);
   if (units > INT32_MAX) return qk_fail(QK_BAD_ARGUMENT, "%s: a weight of %lld elements", name, (long long)units * 8);
-  return qk_launch(name, nf4_dequant_weight_kernel, (unsigned)ceil_divide(units, weight_units * nf4_threads), nf4_threads, (cudaStream_t)s, (uint4 *)dst, *w, (uint32_t)units);
+  qk_device device;
+  if (const qk_status status = qk_current_device(&device, name)) return status;
+  const int64_t all = ceil_divide(units, weight_units * nf4_threads), most = device.multiprocessors * weight_blocks;
+  return qk_launch(name, nf4_dequant_weight_kernel, (unsigned)(all < most ? all : most), nf4_threads, (cudaStream_t)s, (uint4 *)dst, *w, (uint32_t)units);
 }
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-/* The values of bitsandbytes' NF4, as nf4.cu and matvec.cu read them. */
+/* The values of bitsandbytes' NF4, as nf4.cu and matvec_nf4.cu read them. */
 #pragma once
 
 #include "common.cuh"
@@ -10,11 +10,24 @@ qk_status nf4_check(const char *name, const qk_nf4_weight *w);
 
 constexpr int nf4_block = 64, nested_block = 256;
 
-__constant__ const float nf4_code[16] = {
-    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f, -0.18477343022823334f,
-    -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
-    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f,
-};
+/* The value of a code that the compiler knows. */
+QK_DEVICE constexpr float nf4_code(int code) {
+  switch (code) {
+    case 0: return -1.0f; case 1: return -0.6961928009986877f; case 2: return -0.5250730514526367f;
+    case 3: return -0.39491748809814453f; case 4: return -0.28444138169288635f; case 5: return -0.18477343022823334f;
+    case 6: return -0.09105003625154495f; case 7: return 0.0f; case 8: return 0.07958029955625534f;
+    case 9: return 0.16093020141124725f; case 10: return 0.24611230194568634f; case 11: return 0.33791524171829224f;
+    case 12: return 0.44070982933044434f; case 13: return 0.5626170039176941f; case 14: return 0.7229568362236023f;
+  }
+  return 1.0f;
+}
+/* That only the running program knows, without a load. */
+QK_DEVICE float nf4_value(int code) {
+  float v = nf4_code(0);
+#pragma unroll
+  for (int i = 1; i < 16; i++) v = code == i ? nf4_code(i) : v;
+  return v;
+}
 
 /* bitsandbytes' dynamic map for the 8-bit absmax: seven decades of growing precision, either sign, made as there from
 torch.linspace(0.1, 1, items + 1), which steps from the nearer end. */
@@ -40,7 +53,7 @@ struct nested_map {
       }
   }
 };
-__constant__ const nested_map nested_codes = {};
+__device__ const nested_map nested_table = {};
 static_assert(nested_map().code[255] == 1 && nested_map().code[127] == 0, "127 negative codes, 0, 128 positive ones");
 
 /* What a block's absmax is made of: a float, or eight bits and the scale of 256 blocks. */
@@ -59,8 +72,8 @@ struct nf4_tables {
   float code[16], nested[256];
   /* By all threads of a block; the caller synchronises. */
   QK_DEVICE_MEMBER void fill() {
-    for (int i = threadIdx.x; i < 256; i += blockDim.x) nested[i] = nested_codes.code[i];
-    if (threadIdx.x < 16) code[threadIdx.x] = nf4_code[threadIdx.x];
+    for (int i = threadIdx.x; i < 256; i += blockDim.x) nested[i] = __ldg(nested_table.code + i);
+    if (threadIdx.x < 16) code[threadIdx.x] = nf4_value(threadIdx.x);
   }
   /* The absmax of a block of a part. */
   QK_DEVICE_MEMBER float absmax(const qk_nf4_part &p, const nf4_absmax &a, float offset) const {

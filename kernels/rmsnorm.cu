@@ -253,12 +253,10 @@ extern "C" qk_status qk_rmsnorm_fwd(qk_ptr xn, qk_ptr rho, qk_ptr u, qk_ptr x, q
     const qk_status status = qk_launch(name, few, b->T, 1, few_threads, steps * few_threads * 16, stream, p);
     return status || !l ? status : lora_down(name, p.u, p.xn, l, b, stream);
   }
-  int device = 0, room = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (error != cudaSuccess) return qk_launched(name, error);
+  qk_device device;
+  if (const qk_status status = qk_current_device(&device, name)) return status;
   const int w_bytes = C * (w_type == QK_F32 ? 4 : 2);
-  const int fit = (room - forward_reserve - w_bytes) / forward_bytes;
+  const int fit = (device.shared - forward_reserve - w_bytes) / forward_bytes;
   if (fit < 0) return qk_fail(QK_BAD_ARGUMENT, "%s: %d columns; w does not fit in shared memory", name, C);
   p.kept = steps < fit ? steps : fit;
   const qk_lora none = {};

@@ -6,10 +6,11 @@ Math    limit; repetition penalty (Keskar et al., CTRL, 2019); temperature; top-
 Shapes  logits (n,V) f32, next (n) int32                                                          Limits  V < 2^31
 Numeric logits f32, probabilities float64, sums in a fixed tree: a draw differs from the CPU's where the uniform number is
         within float64 rounding of a border
-Bound   latency of one block a row; walks over the row in L2: 2 greedy, 8 with top-k, and 36 more with top-p over what is left
-Form    The row is copied to scratch memory through limit, penalty and temperature. The k-th largest is found by 8 bits of its
-        ordered key at a time (integer histogram), what survives is packed together in order of ids, and from then on only
-        that is walked: the border of top-p by bisection of the key, the draw by a scan.
+Bound   latency of one block a row; walks over the row in L2: none greedy, 6 with top-k, and 36 more with top-p over what is left
+Form    Many blocks take a row through limit, penalty and temperature to scratch memory, and find the largest of their runs; one
+        block goes on with it. The k-th largest is found by 8 bits of its ordered key at a time (integer histogram), what
+        survives is packed together in order of ids, and from then on only that is walked: the border of top-p by bisection of
+        the key, the draw by a scan.
 Oracle  model/cpu/sample.go */
 #include <math.h>
 
@@ -17,6 +18,18 @@ Oracle  model/cpu/sample.go */
 #include "status.h"
 
 constexpr int sample_threads = 1024, sample_warps = sample_threads / 32;
+
+constexpr int sample_run = 4096;  // ids that a block prepares
+__host__ __device__ inline int sample_runs(int V) { return (V + sample_run - 1) / sample_run; }
+
+/* A row's scratch: logits and ids of the survivors, their probabilities as top-p sums them, and the rank of each run's largest. */
+struct sample_row {
+  uint64_t *best;
+  float *logit;
+  int32_t *id;
+  float *prob;
+};
+__host__ __device__ inline int64_t sample_row_bytes(int V) { return ((int64_t)V * 12 + sample_runs(V) * 8 + 255) / 256 * 256; }
 
 struct sample_problem {
   int32_t *next;
@@ -30,15 +43,12 @@ struct sample_problem {
   bool top_p;
   uint32_t seed, step;
   uint8_t *work;
+  QK_DEVICE_MEMBER sample_row row(int64_t i) const {
+    uint64_t *best = (uint64_t *)(work + i * sample_row_bytes(V));
+    float *logit = (float *)(best + sample_runs(V));
+    return {best, logit, (int32_t *)logit + V, logit + 2 * (int64_t)V};
+  }
 };
-
-/* A row's scratch: logits and ids of the survivors, and their probabilities as top-p sums them. */
-struct sample_row {
-  float *logit;
-  int32_t *id;
-  float *prob;
-};
-__host__ __device__ inline int64_t sample_row_bytes(int V) { return ((int64_t)V * 12 + 255) / 256 * 256; }
 
 /* What the block shares. */
 struct sample_shared {
@@ -49,11 +59,12 @@ struct sample_shared {
   int left;
 };
 
-/* Larger floats have larger keys. */
+/* Larger floats have larger keys; and back. */
 QK_DEVICE uint32_t sample_key(float x) {
   const uint32_t bits = __float_as_uint(x);
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
+QK_DEVICE float sample_value(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
 /* Sum over the block, to all threads. */
 QK_DEVICE double sample_sum(double v, sample_shared &s) {
@@ -66,14 +77,13 @@ QK_DEVICE double sample_sum(double v, sample_shared &s) {
   return v;
 }
 
-/* Index of the largest of n logits, the lowest of equals; -1 where that is not finite or one is NaN. To all threads. */
-QK_DEVICE int sample_top(const float *logit, int n, sample_shared &s) {
-  uint64_t best = 0;  // key, then the complement of the index
-  for (int i = threadIdx.x; i < n; i += sample_threads) {
-    const float x = logit[i];
-    const uint64_t own = (uint64_t)(isnan(x) ? ~0u : sample_key(x + 0.f)) << 32 | (uint32_t)~i;  // -0 equals 0
-    if (own > best) best = own;
-  }
+/* What orders logits by size, those of one size by id, the lowest above: the key, then the complement of the id. A NaN is above all. */
+QK_DEVICE uint64_t sample_rank(float x, int id) {
+  return (uint64_t)(isnan(x) ? ~0u : sample_key(x + 0.f)) << 32 | (uint32_t)~id;  // -0 equals 0
+}
+
+/* The largest over the block, to all threads. */
+QK_DEVICE uint64_t sample_largest(uint64_t best, sample_shared &s) {
   for (int o = 16; o; o /= 2) {
     const uint64_t other = __shfl_xor_sync(~0u, best, o);
     if (other > best) best = other;
@@ -85,30 +95,41 @@ QK_DEVICE int sample_top(const float *logit, int n, sample_shared &s) {
     const uint64_t other = __double_as_longlong(s.sums[w]);
     if (other > best) best = other;
   }
-  const int at = ~(uint32_t)best;
-  return (best >> 32) != ~0u && isfinite(logit[at]) ? at : -1;
+  return best;
 }
 
-/* limit, penalty and temperature into the scratch row. A penalty reads the logit as given, so that an id that comes more
-than once in the context is made less likely once. */
-QK_DEVICE void sample_prepare(const sample_problem &p, const sample_row &r, int64_t row) {
+/* limit, penalty and temperature into a run of ids of the scratch row, and the largest of them. A penalty reads the logit as given, so
+that an id that comes more than once in the context is made less likely once. Block (run, row). */
+__global__ void __launch_bounds__(sample_threads) sample_prepare_kernel(const __grid_constant__ sample_problem p) {
+  take_turn();
+  __shared__ sample_shared s;
+  __shared__ float run[sample_run];
+  const int64_t row = blockIdx.y;
+  const int first = blockIdx.x * sample_run, n = min(sample_run, p.V - first);
   const float *logits = p.logits + row * p.V;
-  for (int i = threadIdx.x; i < p.V; i += sample_threads) r.logit[i] = i < p.limit ? logits[i] : -INFINITY;
+  for (int i = threadIdx.x; i < n; i += sample_threads) run[i] = first + i < p.limit ? logits[first + i] : -INFINITY;
   __syncthreads();
   if (p.penalised) {
     const int32_t *context = p.context + row * p.context_cap;
-    const int n = __ldg(p.context_len + row);
-    for (int i = threadIdx.x; i < n; i += sample_threads) {
+    const int ids = __ldg(p.context_len + row);
+    for (int i = threadIdx.x; i < ids; i += sample_threads) {
       const int id = __ldg(context + i);
-      if (id >= p.limit) continue;
+      if (id < first || id >= first + n || id >= p.limit) continue;
       const float x = logits[id];
-      r.logit[id] = x < 0 ? x * p.penalty : x / p.penalty;
+      run[id - first] = x < 0 ? x * p.penalty : x / p.penalty;
     }
     __syncthreads();
   }
-  if (p.temperature == 0) return;
-  for (int i = threadIdx.x; i < p.V; i += sample_threads) r.logit[i] /= p.temperature;
-  __syncthreads();
+  const sample_row r = p.row(row);
+  uint64_t best = 0;
+  for (int i = threadIdx.x; i < n; i += sample_threads) {
+    float x = run[i];
+    if (p.temperature != 0) r.logit[first + i] = x /= p.temperature;
+    const uint64_t own = sample_rank(x, first + i);
+    if (own > best) best = own;
+  }
+  best = sample_largest(best, s);
+  if (threadIdx.x == 0) r.best[blockIdx.x] = best;
 }
 
 /* Key of the k-th largest of n logits. */
@@ -253,15 +274,16 @@ __global__ void __launch_bounds__(sample_threads, 1) sample_kernel(const __grid_
   take_turn();
   __shared__ sample_shared s;
   const int64_t row = blockIdx.x;
-  const sample_row r = {(float *)(p.work + row * sample_row_bytes(p.V)), (int32_t *)(p.work + row * sample_row_bytes(p.V)) + p.V,
-                        (float *)(p.work + row * sample_row_bytes(p.V)) + 2 * (int64_t)p.V};
-  sample_prepare(p, r, row);
-  const int best = sample_top(r.logit, p.V, s);
-  if (best < 0 || p.temperature == 0) {
-    if (threadIdx.x == 0) p.next[row] = best;
+  const sample_row r = p.row(row);
+  uint64_t best = 0;
+  for (int i = threadIdx.x; i < sample_runs(p.V); i += sample_threads)
+    if (r.best[i] > best) best = r.best[i];
+  best = sample_largest(best, s);
+  const float top = sample_value((uint32_t)(best >> 32));
+  if (!isfinite(top) || p.temperature == 0) {
+    if (threadIdx.x == 0) p.next[row] = isfinite(top) ? (int)~(uint32_t)best : -1;
     return;
   }
-  const float top = r.logit[best];
   const uint32_t border = p.top_k ? sample_kth(r.logit, p.V, p.top_k, s) : 0;
   int n = sample_pack(r, p.V, border, 0, true, s);
   if (p.top_p) n = sample_top_p(r, n, top, p.rest, s);
@@ -287,7 +309,9 @@ qk_status qk_sample(qk_ptr next, qk_ptr logits, qk_ptr context, qk_ptr context_l
   p.limit = a->limit ? a->limit : V, p.seed = a->seed, p.step = a->step, p.work = (uint8_t *)work;
   if (p.penalised && (!context || !context_len)) return qk_fail(QK_BAD_ARGUMENT, "%s: the repetition penalty needs the ids so far", name);
   if (p.temperature != 0 && !sequence) return qk_fail(QK_BAD_ARGUMENT, "%s: a draw needs the sequence numbers", name);
-  return qk_launch(name, sample_kernel, n, sample_threads, (cudaStream_t)s, p);
+  const auto stream = (cudaStream_t)s;
+  const qk_status status = qk_launch(name, sample_prepare_kernel, dim3(sample_runs(V), n), sample_threads, stream, p);
+  return status ? status : qk_launch(name, sample_kernel, n, sample_threads, stream, p);
 }
 
 }  // extern "C"

@@ -107,8 +107,7 @@ template <int Registers> QK_DEVICE void take_registers() {
 template <int Registers> QK_DEVICE void leave_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
 }
-/* Barrier id 1-15 among so many threads, to meet at or only to arrive at. 0 is __syncthreads'. */
-QK_DEVICE void threads_sync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+/* Only arrives at a barrier of threads_sync. */
 QK_DEVICE void threads_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }

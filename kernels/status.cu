@@ -34,6 +34,7 @@ qk_status qk_current_device(qk_device *device, const char *launcher) {
   cudaFuncAttributes attributes = {};
   if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe_kernel);
   device->dependent = attributes.ptxVersion >= 90;  // what the code was written for, not the card
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device->shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&device->multiprocessors, cudaDevAttrMultiProcessorCount, id);
   if (error == cudaSuccess && id < KNOWN) known[id] = *device;
   return qk_launched(launcher, error);

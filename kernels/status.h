@@ -11,6 +11,7 @@ __attribute__((format(printf, 2, 3))) qk_status qk_fail(qk_status status, const 
 /* Facts of the current device that launchers decide by; read once a device. */
 struct qk_device {
   int multiprocessors, major, minor;
+  int shared;      // bytes of shared memory that a block can have
   bool dependent;  // kernels run code for sm_90 or newer, which has programmatic dependent launch
   bool hopper() const { return major == 9 && minor == 0; }
 };

@@ -368,7 +368,7 @@ type Source struct {
 var Sources = []Source{
 	{"Embed", "embed.cu", "one", "memory"},
 	{"RMSNorm", "rmsnorm.cu lora.cuh", "one", "memory"},
-	{"Linear", "linear.cu linear_sm80.cuh linear_sm90.cuh matvec.cu", "sm_80, sm_90a; matrix-vector for few tokens", "compute"},
+	{"Linear", "linear.cu linear_sm80.cuh linear_sm90.cuh matvec.cu matvec_nf4.cu", "sm_80, sm_90a; matrix-vector for few tokens", "compute"},
 	{"Attention", "attention.cu attention_fwd_sm80.cuh attention_fwd_sm90.cuh", "sm_80, sm_90a", "compute"},
 	{"SwiGLU", "swiglu.cu lora.cuh", "one", "memory"},
 	{"HeadLoss", "head_loss.cu head_product.cuh head_sm90.cuh", "sm_80, sm_90a", "compute"},

@@ -93,8 +93,8 @@ func HeadLoss(N, C, V int) int64 {
 // KL is qk_kl_work.
 func KL(N, V int) int64 { return 2 * int64(min(N, 1024)) * int64(V) * 4 }
 
-// Sample is qk_sample_work.
-func Sample(n, V int) int64 { return int64(n) * Aligned(12*int64(V)) }
+// Sample is qk_sample_work: three words an id, and two for each run of 4096.
+func Sample(n, V int) int64 { return int64(n) * Aligned(12*int64(V)+8*int64((V+4095)/4096)) }
 
 // NF4Absmax is qk_nf4_absmax_work.
 func NF4Absmax(blocks int64) int64 { return (blocks/16 + 64) * 4 }

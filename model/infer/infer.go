@@ -3,6 +3,7 @@
 package infer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -268,7 +269,7 @@ func (g *Generator) batch(group []*sequence, hold int) error {
 	} else {
 		g.m.Decode()
 	}
-	return g.b.Sync()
+	return nil
 }
 
 // draw picks the next token of every sequence of a group from Logits. Greedy search takes all rows at once; of draws,
@@ -287,7 +288,14 @@ func (g *Generator) draw(group []*sequence, o Options) ([]int32, error) {
 		}
 		g.b.Sample(next.Rows(from, to), g.m.Logits.Rows(from, to), args)
 	}
-	return ops.ReadI32(g.b, next)
+	drawn, err := ops.ReadI32(g.b, next)
+	if err := cmp.Or(g.b.Sync(), err); err != nil {
+		return nil, err
+	}
+	if i := slices.Index(drawn, -1); i >= 0 {
+		return nil, fmt.Errorf("infer: the logits of prompt %d have no finite largest value: the model's output is broken", group[i].number+1)
+	}
+	return drawn, nil
 }
 
 func commonPrefix(a, b []int32) int {

@@ -3,6 +3,7 @@ package infer_test
 import (
 	"context"
 	"errors"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,12 +21,16 @@ const sequences, positions = 3, 64
 // generator is one on the mini golden model, whose batches hold at most room tokens.
 func generator(t *testing.T, room int) *infer.Generator {
 	t.Helper()
+	return generatorOn(t, cpu.New[float32](), room)
+}
+
+func generatorOn(t *testing.T, b ops.Backend, room int) *infer.Generator {
+	t.Helper()
 	src, err := weights.Open(filepath.Join("..", "..", "testdata", "golden", "models", "mini"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer src.Close()
-	b := cpu.New[float32]()
 	t.Cleanup(func() { b.Close() })
 	m, err := qwen2.Build(b, src, qwen2.Options{DType: ops.F32, MaxT: room, MaxS: sequences, MaxN: sequences, Sequences: sequences, Context: positions})
 	if err != nil {
@@ -197,5 +202,31 @@ func TestPromptsThatCannotBeAnswered(t *testing.T) {
 	}})
 	if !errors.Is(err, context.Canceled) || len(a[0].IDs) != 4 {
 		t.Errorf("cancelled after 4 tokens: %v, %v", a, err)
+	}
+}
+
+// broken is a backend whose logits are no numbers.
+type broken struct{ ops.Backend }
+
+func (b broken) Logits(logits, _ ops.Tensor, _ ops.Weight, _ *ops.Batch) {
+	nan := make([]float32, logits.Len())
+	for i := range nan {
+		nan[i] = float32(math.NaN())
+	}
+	if err := ops.WriteF32(b.Backend, logits, nan); err != nil {
+		panic(err)
+	}
+}
+
+// A model that computes no numbers is an error that names the prompt, not a token.
+func TestBrokenLogits(t *testing.T) {
+	for _, temperature := range []float64{0, 1} {
+		answers, err := generatorOn(t, broken{cpu.New[float32]()}, 64).Generate(t.Context(), prompts, infer.Options{Temperature: temperature}, infer.Hooks{})
+		if err == nil || !strings.Contains(err.Error(), "prompt 1") {
+			t.Errorf("temperature %g: error %v", temperature, err)
+		}
+		if len(answers) != len(prompts) || len(answers[0].IDs) != 0 {
+			t.Errorf("temperature %g: answers %v", temperature, answers)
+		}
 	}
 }

@@ -210,7 +210,7 @@ type Inference interface {
 	// repetition penalty, temperature, top-k, top-p, then the draw of SampleUniform. Temperature 0
 	// takes the largest logit, the lowest id of equals. The id drawn is the first, in ascending order, at
 	// which the sum of probabilities exceeds the uniform number; top-k keeps all that equal the k-th, and
-	// of equals top-p drops the lower ids first.
+	// of equals top-p drops the lower ids first. Where the largest logit is not finite, or one is NaN, the id is -1.
 	Sample(next, logits Tensor, a SampleArgs)
 
 	// QuantNF4 and DequantNF4 convert to and from bitsandbytes' NF4 (Dettmers et al., QLoRA, 2023).

@@ -163,6 +163,16 @@ func linearCases() []Case {
 				bias: n%2 == 0, residual: residual(n % 3), rope: k.kind == ops.QKV && T%3 != 0, decode: true})
 		}
 	}
+	for i, T := range []int{1, 4, 5, 8} { // widths of real models have kernels of their own
+		for j, k := range kinds {
+			add(linearCase{m: qwen05B, kind: k.kind, down: i%2 == 0, T: T, S: T, a: patterns(i+j, k.parts), bias: k.kind == ops.QKV,
+				residual: residual((i + j) % 3), rope: k.kind == ops.QKV, decode: true})
+		}
+	}
+	long := modelShape{"long rows", 72, qwen7B.F, tinyEven.h, tinyEven.V}
+	for _, T := range []int{1, 4} {
+		add(linearCase{m: long, kind: ops.Plain, down: true, T: T, S: T, a: patterns(T, 1), residual: other, decode: true})
+	}
 	for i, m := range []modelShape{qwen05B, qwen15B, qwen7B} {
 		add(linearCase{m: m, kind: ops.QKV, T: 3, S: 2, a: adapters{[]int{8, 8, 8}, 0.05}, bias: true, rope: true})
 		if i < 2 {
