@@ -1,7 +1,7 @@
 /* Products of one to eight tokens with a weight: what decoding is made of.
 
 Math    y = x * W' + bias + u * L' + residual, then rope;  or logits = x * W' in float32
-Shapes  x (M,K), W (N,K), u (M,R), L (N,R), y, residual (M,N) bf16; bias (N) f32        Limits  M <= 8, K % 8 == 0
+Shapes  x (M,K), W (N,K), u (M,R), L (N,R), y, residual (M,N) bf16; bias (N) f32        Limits  M <= 8, K % 8 == 0, R % 8 == 0
 Numeric f32 sums: a warp's columns in order, then the warps in order; one rounding. A token's result does not depend on
         the others.
 Bound   memory: W once

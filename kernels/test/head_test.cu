@@ -172,7 +172,7 @@ int main(int argc, char **argv) {
   hits();
   logits(1, 1, 8, 5), logits(9, 3, 40, 301), logits(9, 8, 520, 1000), logits(9, 9, 520, 1001), logits(200, 150, 72, 300);
   divergence(9, 5, 64, 300, .3, 5), divergence(200, 140, 104, 1001, .01, 60), divergence(4, 4, 64, 300, 3, 4), divergence(4, 4, 64, 300, 0, 4);
-  matvec(1, 8, 8, 0, false, false, false), matvec(3, 40, 104, 5, true, true, true), matvec(8, 1000, 520, 24, true, true, false), matvec(7, 24, 3584, 8, false, true, true);
+  matvec(1, 8, 8, 0, false, false, false), matvec(3, 40, 104, 16, true, true, true), matvec(8, 1000, 520, 24, true, true, false), matvec(7, 24, 3584, 8, false, true, true);
   if (argc > 1) speed(argv[1]);
   printf("%d failures\n", failures);
   return failures > 0;
