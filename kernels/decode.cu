@@ -7,7 +7,8 @@ Numeric f32 scores and sums; probabilities are rounded to bf16 for their product
         result does not depend on the others.
 Bound   memory: the sequence's keys and values once for up to 16 query heads that share them
 Form    Block (split, kv head, token): 4 warps, 16 keys a step, both products by mma.sync (query heads are rows) on fragments
-        loaded straight from the cache (mma.cuh), which is asked for before the turn. A second kernel merges the splits; u of o's reader follows by lora_down.
+        loaded straight from the cache (mma.cuh), which is asked for before the turn. A second kernel merges the splits; u of
+        o's reader follows by lora_down.
 Oracle  model/cpu/decode.go */
 #include "lora.cuh"
 
