@@ -2,10 +2,10 @@ package plan
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,51 +57,157 @@ func TestMeasured(t *testing.T) {
 	}
 }
 
-// profiled is the newest folder of results with the profile of a 7B step.
-func profiled() (dir string, err error) {
-	all, err := filepath.Glob(filepath.Join(results, "*", "*", "step", "7b-profile.log"))
-	if err != nil || len(all) == 0 {
-		return "", fmt.Errorf("no profile in %s: %v", results, err)
+// stepFile is what is read of a result of `qlora bench step` (docs/benchmarking.md).
+type stepFile struct {
+	path        string
+	Kind, Time  string
+	Environment struct {
+		Backend string
+		Card    struct{ Name string }
 	}
-	slices.SortFunc(all, func(a, b string) int { return strings.Compare(date(a), date(b)) })
-	return filepath.Dir(filepath.Dir(all[len(all)-1])), nil
+	Rows []stepRow
 }
 
-// date is the part of a path of results that begins with one.
-func date(path string) string {
-	return strings.Split(strings.TrimPrefix(filepath.ToSlash(path), results+"/"), "/")[1]
+type stepRow struct {
+	Params  map[string]string
+	Seconds []float64
+	Error   string
+	Ops     []struct {
+		Name           string
+		Calls          float64
+		Seconds, FLOPs float64
+	}
+}
+
+func (r stepRow) number(param string) float64 {
+	v, _ := strconv.ParseFloat(r.Params[param], 64)
+	return v
+}
+
+// plain is a row of one sample of 7B in bfloat16, with rank 8 on all linear layers, of so many tokens.
+func (r stepRow) plain(tokens int) bool {
+	return len(r.Ops) > 0 && r.config() == runConfig{model: "qwen2.5-7b", T: tokens, samples: 1, rank: 8, targets: lora.AllLinear, labels: 1, dtype: ops.BF16} &&
+		r.Params["variant"] == "" && r.number("dropout") == 0
+}
+
+func (r stepRow) config() runConfig {
+	c := runConfig{model: r.Params["model"], samples: int(r.number("samples")), rank: int(r.number("rank")), targets: r.Params["targets"],
+		labels: r.number("labels"), dtype: ops.BF16}
+	c.T = int(r.number("tokens")) / max(1, c.samples)
+	if r.Params["method"] == "nf4" {
+		c.dtype = ops.NF4
+	}
+	return c
+}
+
+func (r stepRow) median() float64 {
+	s := slices.Sorted(slices.Values(r.Seconds))
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// op is the seconds of an op, its calls and its work.
+func (r stepRow) op(name string) (seconds, calls, flops float64) {
+	for _, o := range r.Ops {
+		if o.Name == name {
+			seconds, calls, flops = seconds+o.Seconds, calls+o.Calls, flops+o.FLOPs
+		}
+	}
+	return
+}
+
+// stepFiles are the results of steps on cards, the oldest first.
+func stepFiles() ([]stepFile, error) {
+	paths, err := filepath.Glob(filepath.Join(results, "*", "*", "step*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var all []stepFile
+	for _, path := range paths {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		f := stepFile{path: path}
+		if err := json.Unmarshal(text, &f); err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if f.Kind == "step" && f.Environment.Backend == "cuda" {
+			all = append(all, f)
+		}
+	}
+	slices.SortFunc(all, func(a, b stepFile) int {
+		return cmp.Or(strings.Compare(a.Time, b.Time), strings.Compare(a.path, b.path))
+	})
+	return all, nil
+}
+
+// attentionLengths are those whose attention is compared with that of 2048 tokens.
+var attentionLengths = []int{1024, 2048, 4096, 8192}
+
+// metered is the newest result that has all of those lengths.
+func metered(all []stepFile) (stepFile, error) {
+	for _, f := range slices.Backward(all) {
+		has := func(tokens int) bool {
+			return slices.ContainsFunc(f.Rows, func(r stepRow) bool { return r.plain(tokens) })
+		}
+		if !slices.ContainsFunc(attentionLengths, func(tokens int) bool { return !has(tokens) }) {
+			return f, nil
+		}
+	}
+	return stepFile{}, fmt.Errorf("no step in %s has the lengths %d", results, attentionLengths)
 }
 
 func measure() (*Measured, error) {
-	dir, err := profiled()
+	all, err := stepFiles()
 	if err != nil {
 		return nil, err
 	}
-	card := CardLike(strings.TrimPrefix(filepath.Base(filepath.Dir(dir)), "nvidia-"), 0)
+	from, err := metered(all)
+	if err != nil {
+		return nil, err
+	}
+	card := cardOf(from)
 	m := &Measured{Card: card.Name, Share: map[string]float64{}}
-	log := filepath.Join(dir, "step", "7b-profile.log")
-	seconds, launch, err := readProfile(log)
-	if err != nil {
-		return nil, err
-	}
-	m.source(log)
-	if err := m.readAttention(); err != nil {
-		return nil, err
-	}
-	meter, err := simulate(runConfig{model: "qwen2.5-7b", T: 2048, samples: 1, rank: 8, labels: 1}, card, m)
-	if err != nil {
-		return nil, err
-	}
-	for op, w := range meter.Ops {
-		if seconds[op] > 0 {
-			m.Share[op] = rounded(w.Least / seconds[op])
+	m.source(from.path)
+	rows := map[int]stepRow{}
+	for _, r := range from.Rows {
+		for _, tokens := range attentionLengths {
+			if r.plain(tokens) {
+				rows[tokens] = r
+			}
 		}
 	}
-	m.Launch = rounded(launch)
+	rate := func(tokens int, op string) float64 {
+		seconds, _, flops := rows[tokens].op(op)
+		return flops / seconds
+	}
+	for _, T := range attentionLengths {
+		m.Attention = append(m.Attention, AttentionRate{T, rounded(rate(T, "Attention") / rate(2048, "Attention")),
+			rounded(rate(T, "AttentionBack") / rate(2048, "AttentionBack"))})
+	}
+	base := rows[2048]
+	meter, err := simulate(base.config(), card, m)
+	if err != nil {
+		return nil, err
+	}
+	calls := 0.0
+	for op, w := range meter.Ops {
+		seconds, n, _ := base.op(op)
+		calls += n
+		if seconds > 0 {
+			m.Share[op] = rounded(w.Least / seconds)
+		}
+	}
+	between, _, _ := base.op("between ops")
+	m.Launch = rounded(between / calls)
 	if err := m.readDequantise(); err != nil {
 		return nil, err
 	}
-	return m, m.readRuns(date(dir))
+	return m, m.readRuns(all, from.Time)
+}
+
+func cardOf(f stepFile) Card {
+	return CardLike(strings.TrimPrefix(filepath.Base(filepath.Dir(filepath.Dir(f.path))), "nvidia-"), 0)
 }
 
 func rounded(v float64) float64 {
@@ -113,40 +219,9 @@ func (m *Measured) source(path string) {
 	m.Sources = append(m.Sources, strings.TrimPrefix(filepath.ToSlash(path), "../../"))
 }
 
-// readProfile reads the table of a profile: seconds a step of each op, and those between two ops.
-func readProfile(path string) (seconds map[string]float64, launch float64, err error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	seconds, calls := map[string]float64{}, 0.0
-	for line := range strings.Lines(string(text)) {
-		cells := strings.Split(line, "│")
-		if len(cells) < 8 {
-			continue
-		}
-		for i := range cells {
-			cells[i] = strings.TrimSpace(cells[i])
-		}
-		ms, err := strconv.ParseFloat(cells[4], 64)
-		if err != nil {
-			continue // the head
-		}
-		if strings.HasPrefix(cells[1], "between") {
-			launch = ms / 1e3
-			continue
-		}
-		n, err := strconv.ParseFloat(cells[3], 64)
-		if err != nil {
-			return nil, 0, fmt.Errorf("%s: %q", path, line)
-		}
-		seconds[cells[1]] += ms / 1e3
-		calls += n
-	}
-	if len(seconds) == 0 || calls == 0 {
-		return nil, 0, fmt.Errorf("%s holds no profile", path)
-	}
-	return seconds, launch / calls, nil
+// date is the part of a path of results that begins with one.
+func date(path string) string {
+	return strings.Split(strings.TrimPrefix(filepath.ToSlash(path), results+"/"), "/")[1]
 }
 
 // eachLine decodes the lines of the newest file of a name.
@@ -172,44 +247,6 @@ func eachLine[T any](m *Measured, pattern string, do func(T)) error {
 	return nil
 }
 
-func (m *Measured) readAttention() error {
-	type row struct {
-		Name, Kernel string
-		T            int
-		Alone        float64 `json:"alone_tflops"`
-	}
-	rates := map[int]*AttentionRate{}
-	err := eachLine(m, "attention.jsonl", func(r row) {
-		if r.Name != "one segment" || r.Alone == 0 {
-			return
-		}
-		if rates[r.T] == nil {
-			rates[r.T] = &AttentionRate{T: r.T}
-		}
-		switch r.Kernel {
-		case "fwd":
-			rates[r.T].Forward = r.Alone
-		case "back":
-			rates[r.T].Back = r.Alone
-		}
-	})
-	if err != nil {
-		return err
-	}
-	base := rates[2048]
-	if base == nil {
-		return fmt.Errorf("attention.jsonl has no length of 2048")
-	}
-	unit := *base
-	for _, r := range rates {
-		if r.Forward > 0 && r.Back > 0 {
-			m.Attention = append(m.Attention, AttentionRate{r.T, rounded(r.Forward / unit.Forward), rounded(r.Back / unit.Back)})
-		}
-	}
-	slices.SortFunc(m.Attention, func(a, b AttentionRate) int { return a.T - b.T })
-	return nil
-}
-
 func (m *Measured) readDequantise() error {
 	type row struct {
 		Op   string
@@ -222,42 +259,14 @@ func (m *Measured) readDequantise() error {
 	})
 }
 
-// runConfig is a measured run, by the name of its files (README.md of their folder).
+// runConfig is what a measured run depends on.
 type runConfig struct {
 	model      string
 	T, samples int
 	rank       int
-	targets    []string
+	targets    string // comma-separated
 	labels     float64
 	dtype      ops.DType
-	saving     qwen2.Saving
-}
-
-func configOf(name string) (c runConfig, ok bool) {
-	parts := strings.Split(name, "-")
-	c = runConfig{model: "qwen2.5-" + parts[0], T: 2048, samples: 1, rank: 8, labels: 1, dtype: ops.BF16}
-	if !slices.Contains(weights.Presets(), c.model) {
-		return c, false
-	}
-	for _, p := range parts[1:] {
-		n, err := strconv.Atoi(strings.TrimLeft(p, "Tr"))
-		switch {
-		case p == "qv":
-			c.targets = []string{"q_proj", "v_proj"}
-		case p == "16x64":
-			c.T, c.samples = 64, 16
-		case p == "30":
-			c.labels = 0.3
-		case p == "drop":
-		case strings.HasPrefix(p, "T") && err == nil:
-			c.T = n
-		case strings.HasPrefix(p, "r") && err == nil:
-			c.rank = n
-		default:
-			return c, false // a profile, or a run that is described elsewhere
-		}
-	}
-	return c, true
 }
 
 // simulate runs a step on a meter.
@@ -266,60 +275,36 @@ func simulate(c runConfig, card Card, m *Measured) (*Meter, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.targets == nil {
-		c.targets = []string{lora.AllLinear}
-	}
-	set, err := lora.New(src.Config, lora.Config{R: c.rank, Alpha: 32, Targets: c.targets})
+	set, err := lora.New(src.Config, lora.Config{R: c.rank, Alpha: 32, Targets: strings.Split(c.targets, ",")})
 	if err != nil {
 		return nil, err
 	}
 	h := Row(c.T, c.samples, c.labels)
 	T := len(h.IDs)
 	r := Request{Sizes: sizes.Card{Multiprocessors: card.Multiprocessors}, Card: card, Src: src, Batch: h, Measured: m,
-		Options: qwen2.Options{DType: max(c.dtype, ops.BF16), Training: true, MaxT: T, MaxS: c.samples + 1, MaxN: T, Adapter: set}}
-	meter, _, err := r.step(c.saving)
+		Options: qwen2.Options{DType: c.dtype, Training: true, MaxT: T, MaxS: c.samples + 1, MaxN: T, Adapter: set}}
+	meter, _, err := r.step(qwen2.Saving{})
 	return meter, err
 }
 
-// readRuns predicts every run of the folder of the profile and of newer ones.
-func (m *Measured) readRuns(since string) error {
-	all, err := filepath.Glob(filepath.Join(results, "*", "*", "step", "*.jsonl"))
-	if err != nil {
-		return err
-	}
-	slices.Sort(all)
-	for _, path := range all {
-		c, ok := configOf(strings.TrimSuffix(filepath.Base(path), ".jsonl"))
-		if !ok || date(path) < since {
+// readRuns predicts every run from a time on, but those of other cards' kernels.
+func (m *Measured) readRuns(all []stepFile, since string) error {
+	for _, f := range all {
+		if f.Time < since {
 			continue
 		}
-		seconds, err := stepSeconds(path)
-		if err != nil {
-			return err
+		for _, r := range f.Rows {
+			c := r.config()
+			if r.Error != "" || len(r.Seconds) == 0 || r.Params["variant"] != "" || !slices.Contains(weights.Presets(), c.model) {
+				continue
+			}
+			meter, err := simulate(c, cardOf(f), m)
+			if err != nil {
+				return err
+			}
+			m.Runs = append(m.Runs, Run{File: strings.TrimPrefix(filepath.ToSlash(f.path), "../../"), Card: cardOf(f).Name, Model: c.model,
+				Tokens: c.T * c.samples, Seconds: rounded(r.median()), Predicted: rounded(meter.Seconds)})
 		}
-		card := CardLike(strings.TrimPrefix(filepath.Base(filepath.Dir(filepath.Dir(filepath.Dir(path)))), "nvidia-"), 0)
-		meter, err := simulate(c, card, m)
-		if err != nil {
-			return err
-		}
-		m.Runs = append(m.Runs, Run{File: strings.TrimPrefix(filepath.ToSlash(path), "../../"), Card: card.Name, Model: c.model,
-			Tokens: c.T * c.samples, Seconds: rounded(seconds), Predicted: rounded(meter.Seconds)})
 	}
 	return nil
-}
-
-// stepSeconds is the median step of a run, which the last line of its log says.
-func stepSeconds(path string) (float64, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return 0, err
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	var last struct {
-		Seconds float64 `json:"train_step_seconds"`
-	}
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || !(last.Seconds > 0) || math.IsInf(last.Seconds, 0) {
-		return 0, fmt.Errorf("%s: no train_step_seconds: %v", path, err)
-	}
-	return last.Seconds, nil
 }

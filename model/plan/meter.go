@@ -50,19 +50,35 @@ func (m *Meter) note(op string, flops, bytes, busy, rate float64) {
 	m.Seconds += seconds + m.Measured.Launch
 }
 
-// busy is the share of the card that tiles of a product (M,N) fill, in whole waves, with the best of the tiles there are.
-func (m *Meter) busy(M, N int) float64 {
-	widths := []int{128, 256}
+// busy is the share of the card that a product (M,N) of K sums keeps at work, by the best of the tiles there are, in whole waves.
+func (m *Meter) busy(M, N, K int, back bool) float64 {
 	if m.Card.Hopper {
-		widths = []int{192, 224, 256}
+		return hopperBusy(M, N, K, m.Card.Multiprocessors, back)
 	}
 	best := 0.0
-	for _, width := range widths {
+	for _, width := range []int{128, 256} {
 		tiles := (M + 127) / 128 * ((N + width - 1) / width)
 		waves := (tiles + m.Card.Multiprocessors - 1) / m.Card.Multiprocessors
 		best = max(best, float64(M)*float64(N)/(float64(waves*m.Card.Multiprocessors)*128*float64(width)))
 	}
 	return best
+}
+
+// hopperBusy counts cycles as kernels/tiles.h does: clusters of two blocks take tiles of 256 rows; 64 of K take 4 cycles a
+// column, or as long as the cache needs for what they read; a tile's end takes about 1200.
+func hopperBusy(M, N, K, multiprocessors int, back bool) float64 {
+	widths := []int{112, 144, 176, 192, 224, 256}
+	if back {
+		widths = []int{128, 160, 192, 224, 256}
+	}
+	clusters, least := multiprocessors/2, math.Inf(1)
+	steps := float64((K + 63) / 64)
+	for _, width := range widths {
+		tiles := (M + 255) / 256 * ((N + width - 1) / width)
+		waves := (tiles + clusters - 1) / clusters
+		least = min(least, float64(waves)*(max(4*float64(width), float64(256+width)*128/74)*steps+1200))
+	}
+	return float64(M) * float64(N) / 256 / float64(clusters) * 4 * float64(K) / 64 / least
 }
 
 func widthOf(l *ops.LoRA) float64 {
@@ -186,7 +202,7 @@ func (m *Meter) Linear(y, x ops.Tensor, w ops.Weight, _ ops.Tensor, l *ops.LoRA,
 	if !e.Residual.Nil() {
 		bytes += float64(y.Bytes())
 	}
-	m.note("Linear", 2*T*N*(K+widthOf(l)), bytes, m.busy(b.T, spec.Rows()), 1)
+	m.note("Linear", 2*T*N*(K+widthOf(l)), bytes, m.busy(b.T, spec.Rows(), spec.Cols, false), 1)
 }
 
 // Attention is two products of every pair.
@@ -204,7 +220,7 @@ func (m *Meter) LinearBack(dx, dy ops.Tensor, w ops.Weight) {
 	m.weight(w)
 	spec := w.Spec()
 	T, N, K := float64(dy.Dim(0)), float64(spec.Rows()), float64(spec.Cols)
-	m.note("LinearBack", 2*T*N*K, float64(dx.Bytes()+dy.Bytes())+2*N*K, m.busy(dy.Dim(0), spec.Cols), 1)
+	m.note("LinearBack", 2*T*N*K, float64(dx.Bytes()+dy.Bytes())+2*N*K, m.busy(dy.Dim(0), spec.Cols, spec.Rows(), true), 1)
 }
 
 // RMSNormBack reads x, dxn and dres and writes dx.
