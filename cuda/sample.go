@@ -30,7 +30,7 @@ func (b *Backend) Sample(next, logits ops.Tensor, a ops.SampleArgs) {
 		return
 	}
 	ids := make([][]int32, n)
-	if penalised(a) {
+	if a.Penalised() {
 		for i := range ids {
 			ids[i] = distinct(a.Context[i])
 		}
@@ -58,8 +58,6 @@ func distinct(ids []int32) []int32 {
 	slices.Sort(s)
 	return slices.Compact(s)
 }
-
-func penalised(a ops.SampleArgs) bool { return a.RepetitionPenalty != 0 && a.RepetitionPenalty != 1 }
 
 // sampleContext is what the kernel reads of a group: lens, then sequence numbers, then ids.
 func sampleContext(a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) []byte {
@@ -89,7 +87,7 @@ func sampleContext(a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) []by
 
 func (b *Backend) sampleRows(next, logits ops.Tensor, a ops.SampleArgs, ids [][]int32, row int, g sampleGroup) {
 	var lens, sequence, context C.qk_ptr
-	if a.Temperature > 0 || penalised(a) { // greedy search reads the logits alone
+	if a.Temperature > 0 || a.Penalised() { // greedy search reads the logits alone
 		words := sampleContext(a, ids, row, g)
 		front := ops.Tensor{Name: "sample context", DType: ops.I32, Shape: []int{len(words) / 4}, Buf: b.work.Buf, Off: b.work.Off}
 		if err := b.upload("Sample", front, words); err != nil {

@@ -292,9 +292,10 @@ qk_status matvec_nf4(const linear_problem &p, const qk_nf4_weight &w, cudaStream
     product.sixteens += nf4_sixteens(w.part[i].rows);
     if (w.part[i].absmax % 8) return qk_fail(QK_BAD_ARGUMENT, "%s: part %d: absmax at %p is not aligned to 8 bytes", p.name, i, (void *)w.part[i].absmax);
   }
-  const int room = device.shared - (int)(sizeof(nf4_pairs) + sizeof(nf4_tables)), cards = device.multiprocessors;
+  const int room = device.shared - (int)(sizeof(nf4_pairs) + sizeof(nf4_tables)), multiprocessors = device.multiprocessors;
   const int warps = nf4_layout<1>{nf4_most_warps}.x() <= room ? nf4_most_warps : nf4_few_warps;
-  product.split = nf4_split(warps, product.sixteens, (p.K / nf4_step + 1) / 2, cards);
-  if (p.M > 4) return nf4_launch<2, false>(product, nf4_few_warps, cards, stream);
-  return nf4_layout<1>{warps}.bytes(p.M, p.K) > room ? nf4_launch<1, false>(product, warps, cards, stream) : nf4_launch<1, true>(product, warps, cards, stream);
+  product.split = nf4_split(warps, product.sixteens, (p.K / nf4_step + 1) / 2, multiprocessors);
+  if (p.M > 4) return nf4_launch<2, false>(product, nf4_few_warps, multiprocessors, stream);
+  if (nf4_layout<1>{warps}.bytes(p.M, p.K) > room) return nf4_launch<1, false>(product, warps, multiprocessors, stream);
+  return nf4_launch<1, true>(product, warps, multiprocessors, stream);
 }

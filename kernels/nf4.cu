@@ -185,9 +185,12 @@ __global__ void __launch_bounds__(nf4_threads, weight_blocks)
   uint32_t first = blockIdx.x * (weight_units * nf4_threads) + threadIdx.x;
   tables.fill();
   weight_unit next[weight_units];
+  const auto load = [&](int i, uint32_t from) {
+    const uint32_t unit = from + i * nf4_threads;
+    if (unit < units) next[i].load(w, unit, per_row);
+  };
 #pragma unroll
-  for (int i = 0; i < weight_units; i++)
-    if (first + i * nf4_threads < units) next[i].load(w, first + i * nf4_threads, per_row);
+  for (int i = 0; i < weight_units; i++) load(i, first);
   __syncthreads();
   take_turn();
   for (; first < units; first += hop) {
@@ -195,7 +198,7 @@ __global__ void __launch_bounds__(nf4_threads, weight_blocks)
 #pragma unroll
     for (int i = 0; i < weight_units; i++) {
       unit[i] = next[i];
-      if (first + hop + i * nf4_threads < units) next[i].load(w, first + hop + i * nf4_threads, per_row);
+      load(i, first + hop);
     }
 #pragma unroll
     for (int i = 0; i < weight_units; i++) {

@@ -235,6 +235,9 @@ type SampleArgs struct {
 	Sequence          []uint32 // per row: its number in SampleUniform
 }
 
+// Penalised says whether the repetition penalty is on.
+func (a SampleArgs) Penalised() bool { return a.RepetitionPenalty != 0 && a.RepetitionPenalty != 1 }
+
 // Quantized is a tensor quantised in blocks of 64 with double quantisation: two codes a byte (the even
 // element in the high nibble), absmax in 8 bits through Nested blocks of 256, all as bitsandbytes stores it.
 // Without double quantisation Absmax is float32 and Nested and Offset are Nil.

@@ -74,7 +74,6 @@ func CheckSample(next, logits Tensor, a SampleArgs) error {
 	N := logits.Shape[0]
 	c.in("logits", logits, only(F32)|only(F64), "(N,V)", N, V)
 	c.out("next", next, only(I32), "(N)", N)
-	penalised := a.RepetitionPenalty != 0 && a.RepetitionPenalty != 1
 	switch {
 	case !finite(a.Temperature) || a.Temperature < 0:
 		c.failf("temperature %g should be 0 or more", a.Temperature)
@@ -86,12 +85,12 @@ func CheckSample(next, logits Tensor, a SampleArgs) error {
 		c.failf("repetition penalty %g should be positive, or 0 (off)", a.RepetitionPenalty)
 	case a.Limit < 0 || a.Limit > V:
 		c.failf("limit %d is outside the vocabulary's %d rows", a.Limit, V)
-	case penalised && len(a.Context) != N:
+	case a.Penalised() && len(a.Context) != N:
 		c.failf("the repetition penalty needs the ids so far of %d rows, not of %d", N, len(a.Context))
 	case a.Temperature > 0 && len(a.Sequence) != N:
 		c.failf("a draw needs the sequence numbers of %d rows, not of %d", N, len(a.Sequence))
 	}
-	if penalised {
+	if a.Penalised() {
 		for _, ids := range a.Context {
 			c.below("context id", ids, V, "rows of the vocabulary")
 		}

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/montanaflynn/stats"
+
 	"qlora/cuda/sizes"
 	"qlora/model/lora"
 	"qlora/model/ops"
@@ -61,11 +63,8 @@ func TestMeasured(t *testing.T) {
 type stepFile struct {
 	path        string
 	Kind, Time  string
-	Environment struct {
-		Backend string
-		Card    struct{ Name string }
-	}
-	Rows []stepRow
+	Environment struct{ Backend string }
+	Rows        []stepRow
 }
 
 type stepRow struct {
@@ -98,11 +97,6 @@ func (r stepRow) config() runConfig {
 		c.dtype = ops.NF4
 	}
 	return c
-}
-
-func (r stepRow) median() float64 {
-	s := slices.Sorted(slices.Values(r.Seconds))
-	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
 }
 
 // op is the seconds of an op, its calls and its work.
@@ -144,17 +138,20 @@ func stepFiles() ([]stepFile, error) {
 // attentionLengths are those whose attention is compared with that of 2048 tokens.
 var attentionLengths = []int{1024, 2048, 4096, 8192}
 
-// metered is the newest result that has all of those lengths.
-func metered(all []stepFile) (stepFile, error) {
+// metered is the newest result that has all of those lengths, and its rows of them.
+func metered(all []stepFile) (stepFile, map[int]stepRow, error) {
 	for _, f := range slices.Backward(all) {
-		has := func(tokens int) bool {
-			return slices.ContainsFunc(f.Rows, func(r stepRow) bool { return r.plain(tokens) })
+		rows := map[int]stepRow{}
+		for _, tokens := range attentionLengths {
+			if i := slices.IndexFunc(f.Rows, func(r stepRow) bool { return r.plain(tokens) }); i >= 0 {
+				rows[tokens] = f.Rows[i]
+			}
 		}
-		if !slices.ContainsFunc(attentionLengths, func(tokens int) bool { return !has(tokens) }) {
-			return f, nil
+		if len(rows) == len(attentionLengths) {
+			return f, rows, nil
 		}
 	}
-	return stepFile{}, fmt.Errorf("no step in %s has the lengths %d", results, attentionLengths)
+	return stepFile{}, nil, fmt.Errorf("no step in %s has the lengths %d", results, attentionLengths)
 }
 
 func measure() (*Measured, error) {
@@ -162,21 +159,13 @@ func measure() (*Measured, error) {
 	if err != nil {
 		return nil, err
 	}
-	from, err := metered(all)
+	from, rows, err := metered(all)
 	if err != nil {
 		return nil, err
 	}
 	card := cardOf(from)
 	m := &Measured{Card: card.Name, Share: map[string]float64{}}
 	m.source(from.path)
-	rows := map[int]stepRow{}
-	for _, r := range from.Rows {
-		for _, tokens := range attentionLengths {
-			if r.plain(tokens) {
-				rows[tokens] = r
-			}
-		}
-	}
 	rate := func(tokens int, op string) float64 {
 		seconds, _, flops := rows[tokens].op(op)
 		return flops / seconds
@@ -219,44 +208,33 @@ func (m *Measured) source(path string) {
 	m.Sources = append(m.Sources, strings.TrimPrefix(filepath.ToSlash(path), "../../"))
 }
 
-// date is the part of a path of results that begins with one.
-func date(path string) string {
-	return strings.Split(strings.TrimPrefix(filepath.ToSlash(path), results+"/"), "/")[1]
-}
-
-// eachLine decodes the lines of the newest file of a name.
-func eachLine[T any](m *Measured, pattern string, do func(T)) error {
-	all, err := filepath.Glob(filepath.Join(results, "*", "*", pattern))
+// readDequantise is of the card whose folder it is in, a Hopper one.
+func (m *Measured) readDequantise() error {
+	all, err := filepath.Glob(filepath.Join(results, "*", "*", "flat.jsonl"))
 	if err != nil || len(all) == 0 {
-		return fmt.Errorf("no %s in %s: %v", pattern, results, err)
+		return fmt.Errorf("no flat.jsonl in %s: %v", results, err)
 	}
-	slices.SortFunc(all, func(a, b string) int { return strings.Compare(date(a), date(b)) })
-	path := all[len(all)-1]
+	path := slices.MaxFunc(all, func(a, b string) int { // the folder's name begins with its date
+		return strings.Compare(filepath.Base(filepath.Dir(a)), filepath.Base(filepath.Dir(b)))
+	})
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	m.source(path)
 	for line := range strings.Lines(string(text)) {
-		var v T
-		if err := json.Unmarshal([]byte(line), &v); err != nil {
+		var row struct {
+			Op   string
+			GBps float64
+		}
+		if err := json.Unmarshal([]byte(line), &row); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
 		}
-		do(v)
+		if row.Op == "nf4_dequant" {
+			m.Share["Dequantise"] = rounded(row.GBps / cards["h100"].GBps)
+		}
 	}
 	return nil
-}
-
-func (m *Measured) readDequantise() error {
-	type row struct {
-		Op   string
-		GBps float64
-	}
-	return eachLine(m, "flat.jsonl", func(r row) {
-		if r.Op == "nf4_dequant" { // of the card whose folder it is, a Hopper one
-			m.Share["Dequantise"] = rounded(r.GBps / cards["h100"].GBps)
-		}
-	})
 }
 
 // runConfig is what a measured run depends on.
@@ -302,8 +280,9 @@ func (m *Measured) readRuns(all []stepFile, since string) error {
 			if err != nil {
 				return err
 			}
+			median, _ := stats.Median(r.Seconds) // fails of none
 			m.Runs = append(m.Runs, Run{File: strings.TrimPrefix(filepath.ToSlash(f.path), "../../"), Card: cardOf(f).Name, Model: c.model,
-				Tokens: c.T * c.samples, Seconds: rounded(r.median()), Predicted: rounded(meter.Seconds)})
+				Tokens: c.T * c.samples, Seconds: rounded(median), Predicted: rounded(meter.Seconds)})
 		}
 	}
 	return nil
